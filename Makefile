@@ -1,0 +1,39 @@
+# Each target makes .venv when it is absent; nothing but Python 3.11 or newer is needed beforehand.
+PYTHON ?= python3
+PORT ?= 5199
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check fmt bench
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+.venv/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ .venv/.run
+
+run: .venv/.run  ## Serve on 127.0.0.1:$(PORT)
+	$(BIN)/easel serve --port $(PORT)
+
+test: .venv/.dev  ## Run the tests
+	$(BIN)/pytest
+
+check: .venv/.dev  ## Lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: .venv/.dev  ## Format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.dev  ## Print ratios to the raw pipeline, and the cost of the gateway alone
+	$(BIN)/python -m bench

@@ -1,0 +1,116 @@
+"""The fields that every JSON door takes, under all the names that clients give them.
+
+Names on the left are diffusers'. The others are aliases, translated here and nowhere else; two of
+them with different values are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from app.domain.errors import InvalidRequest
+from app.domain.request import Arguments
+
+_SIZE = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
+
+
+class PictureFields(BaseModel):
+    """What to draw. Fields that are null or "" count as not given; unknown ones are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
+
+    ALIASES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "num_inference_steps": ("steps", "step"),
+        "guidance_scale": ("cfg_scale", "cfg"),
+        "sampler": ("sampler_name", "sampling_method", "scheduler"),
+        "seed": ("rng_seed",),
+        "strength": ("denoising_strength",),
+    }
+
+    prompt: str
+    model: str | None = None
+    n: int | None = None
+    size: str | None = None
+    width: int | None = None
+    height: int | None = None
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = None
+    steps: int | None = None
+    step: int | None = None
+    guidance_scale: float | None = None
+    cfg_scale: float | None = None
+    cfg: float | None = None
+    true_cfg_scale: float | None = None
+    sampler: str | None = None
+    sampler_name: str | None = None
+    sampling_method: str | None = None
+    scheduler: str | None = None
+    seed: int | None = None
+    rng_seed: int | None = None
+    strength: float | None = None
+    denoising_strength: float | None = None
+    output_format: str | None = None
+    output_compression: int | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {
+            key: value
+            for key, value in given.items()
+            if value is not None and (value != "" or key == "prompt")
+        }
+
+    @model_validator(mode="after")
+    def _no_transparency(self) -> Self:
+        if self.background == "transparent":
+            raise InvalidRequest(
+                "No model here draws a transparent background; use auto or opaque.",
+                param="background",
+            )
+        return self
+
+    def to_arguments(self) -> Arguments:
+        """The same in diffusers' names. Raises InvalidRequest."""
+        width, height = self._sides()
+        return Arguments(
+            prompt=self.prompt,
+            model=self.model,
+            n=self.n,
+            width=width,
+            height=height,
+            negative_prompt=self.negative_prompt,
+            num_inference_steps=self._one_of("num_inference_steps"),
+            guidance_scale=self._one_of("guidance_scale"),
+            true_cfg_scale=self.true_cfg_scale,
+            sampler=self._one_of("sampler"),
+            seed=self._one_of("seed"),
+            strength=self._one_of("strength"),
+            output_format=self.output_format,
+            output_compression=self.output_compression,
+        )
+
+    def _one_of(self, name: str) -> Any:
+        names = (name, *self.ALIASES[name])
+        given = {alias: value for alias in names if (value := getattr(self, alias)) is not None}
+        if len(set(given.values())) > 1:
+            raise InvalidRequest(
+                f"{' and '.join(given)} mean the same and have different values.", param=name
+            )
+        return next(iter(given.values()), None)
+
+    def _sides(self) -> tuple[int | None, int | None]:
+        """Width and height; given on their own they go before `size`."""
+        if self.size is None or self.size == "auto":
+            return self.width, self.height
+        match = _SIZE.fullmatch(self.size.strip())
+        if match is None:
+            raise InvalidRequest('size must be like "512x512", or "auto".', param="size")
+        width, height = int(match[1]), int(match[2])
+        return self.width or width, self.height or height

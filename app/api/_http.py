@@ -1,0 +1,284 @@
+"""What all HTTP doors share: errors in one envelope, streams, and noticing that a client has left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, cast
+
+import msgspec
+from litestar import Request, Response
+from litestar.connection import ASGIConnection
+from litestar.datastructures import MutableScopeHeaders
+from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
+from litestar.response.base import ASGIResponse
+from litestar.types import ExceptionHandlersMap, Message, Receive, Scope, Send
+from ulid import ULID
+
+from app.domain import errors
+from app.domain.job import Job
+from app.service import ImageService
+
+_log = logging.getLogger(__name__)
+
+STATUS: dict[str, int] = {
+    errors.InvalidRequest.code: 400,
+    errors.UnknownModel.code: 404,
+    errors.NotFound.code: 404,
+    errors.QueueFull.code: 429,
+    errors.Unavailable.code: 503,
+    errors.ShuttingDown.code: 503,
+    errors.GenerationFailed.code: 500,
+    errors.InvalidOutput.code: 500,
+    errors.OutOfMemory.code: 503,
+    errors.ModelUnavailable.code: 500,
+    errors.WorkerCrashed.code: 500,
+    errors.TimedOut.code: 504,
+    # Somebody else cancelled the job that this client waits for. 409 would make SDKs try again.
+    errors.Cancelled.code: 422,
+    errors.EaselError.code: 500,
+}
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+_MESSAGES = {
+    400: ("invalid_body", "The body cannot be read as the JSON object that this route takes."),
+    404: ("not_found", "There is nothing at this address."),
+    405: ("method_not_allowed", "This address does not take this method."),
+    413: ("body_too_large", "The body is larger than the server allows."),
+    415: ("unsupported_media_type", "Send the body as application/json."),
+}
+"""Texts for what the framework refuses; its own may quote the request."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class ClientLeft(Exception):
+    """The client hung up while it was waiting; nobody reads the answer."""
+
+
+# -- request ids -----------------------------------------------------------------------------------
+
+
+def request_id(scope: Scope) -> str:
+    """The client's own `x-request-id` when it is well-formed, else a new one; kept with the request."""
+    state = scope.setdefault("state", {})
+    if "easel_request_id" not in state:
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        state["easel_request_id"] = given if _REQUEST_ID.fullmatch(given) else f"req_{ULID()}"
+    return cast("str", state["easel_request_id"])
+
+
+async def add_request_id(message: Message, scope: Scope) -> None:
+    """A Litestar `before_send` hook."""
+    if message["type"] == "http.response.start":
+        MutableScopeHeaders(message)["x-request-id"] = request_id(scope)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def envelope(message: str, type: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error body; every error of every door has this shape."""
+    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
+def envelope_of(error: errors.EaselError) -> dict[str, Any]:
+    kind = _TYPES.get(STATUS.get(error.code, 500), "server_error")
+    return envelope(error.message, kind, error.code, error.param)
+
+
+def _answer(
+    status: int, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> Response[Any]:
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def _on_easel_error(_: Request[Any, Any, Any], error: errors.EaselError) -> Response[Any]:
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.QueueFull):
+        headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, errors.GenerationFailed):
+        headers["x-should-retry"] = "false"  # OpenAI's SDKs would draw it twice more
+    return _answer(STATUS.get(error.code, 500), envelope_of(error), headers)
+
+
+def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    status = error.status_code
+    extra = getattr(error, "extra", None)
+    first = extra[0] if isinstance(extra, list) and extra and isinstance(extra[0], dict) else {}
+    if status == 400 and first.get("key"):
+        param = str(first["key"])
+        name = param if re.fullmatch(r"[A-Za-z0-9_.\[\]]{1,64}", param) else "body"
+        text = f"{name}: {first.get('message', 'not valid')}."
+        return _answer(400, envelope(text, _TYPES[400], "invalid_value", name))
+    code, text = _MESSAGES.get(status, ("http_error", "The request cannot be served."))
+    headers = {"connection": "close"} if status == 413 else {}
+    allow = getattr(error, "headers", None) or {}
+    return _answer(
+        status, envelope(text, _TYPES.get(status, "server_error"), code), {**allow, **headers}
+    )
+
+
+def _on_bad_text(_: Request[Any, Any, Any], __: Exception) -> Response[Any]:
+    """Bytes that are not UTF-8, or JSON nested beyond reason: both come out of decoding a body."""
+    code, text = _MESSAGES[400]
+    return _answer(400, envelope(text, _TYPES[400], code))
+
+
+def _on_client_left(_: Request[Any, Any, Any], __: ClientLeft) -> Response[Any]:
+    return _answer(400, envelope("The client left.", _TYPES[400], "client_left"))
+
+
+def _on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    _log.error("request %s failed", request_id(request.scope), exc_info=error)
+    text = f"The server made a mistake. Its log tells more about {request_id(request.scope)}."
+    return _answer(500, envelope(text, "server_error", "internal_error"))
+
+
+EXCEPTION_HANDLERS: ExceptionHandlersMap = {
+    errors.EaselError: _on_easel_error,
+    HTTPException: _on_http_error,
+    UnicodeDecodeError: _on_bad_text,
+    RecursionError: _on_bad_text,
+    ClientLeft: _on_client_left,
+    Exception: _on_bug,
+}
+
+
+def require_json(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """A guard: a web page may post text/plain to any address without asking, so that is refused."""
+    kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(status_code=415)
+
+
+# -- clients that leave ----------------------------------------------------------------------------
+
+
+async def _hang_up(receive: Receive) -> None:
+    """Return when the client has left. The body must have been read before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def wait_for(request: Request[Any, Any, Any], service: ImageService, job: Job) -> Job:
+    """The ended job. When the client leaves first, the job is cancelled within a step.
+
+    The web server only notes that a client has left; the handler would run on (uvicorn 0.54).
+
+    Raises:
+        ClientLeft: there is nobody to answer.
+        EaselError: the job failed or was cancelled elsewhere.
+    """
+    ended = asyncio.create_task(service.wait(job.id))
+    left = asyncio.create_task(_hang_up(request.receive))
+    try:
+        await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            raise ClientLeft
+    finally:
+        await _end(ended, left)
+        if not job.ended:
+            await service.cancel(job.id)
+    if job.status == "failed":
+        raise errors.error_from(job.error_code or "", job.error_message or "")
+    if job.status == "cancelled":
+        raise errors.Cancelled("The job was cancelled.")
+    return job
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# -- server-sent events ----------------------------------------------------------------------------
+
+
+def sse(event: str, data: object, id: int | None = None) -> bytes:
+    """One frame. `id` is left out on OpenAI's streams: their Python SDK breaks on comments after it."""
+    head = f"id: {id}\n" if id is not None else ""
+    return f"{head}event: {event}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
+
+
+HEARTBEAT = b": heartbeat\n\n"
+
+
+class EventStream(ASGIResponse):
+    """A `text/event-stream` answer that is sure to be cleaned up.
+
+    `frames` are sent as they come, with comments when none comes for `heartbeat` seconds. However it
+    ends (all sent, client gone, task cancelled while sending), the generator is closed and then
+    `on_close` awaited. Litestar's own `Stream` leaves a generator that is blocked in `send` to the
+    garbage collector, where a job would go on drawing for nobody.
+    """
+
+    _should_set_content_length = False
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        *,
+        heartbeat: float,
+        on_close: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        super().__init__(
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            media_type="text/event-stream",
+        )
+        self._frames = frames
+        self._heartbeat = heartbeat
+        self._on_close = on_close
+
+    async def send_body(self, send: Send, receive: Receive) -> None:
+        sending = asyncio.create_task(self._send_all(send))
+        left = asyncio.create_task(_hang_up(receive))
+        try:
+            await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            await _end(sending, left)
+            await self._frames.aclose()
+            if self._on_close is not None:
+                await self._on_close()
+
+    async def _send_all(self, send: Send) -> None:
+        async for frame in with_heartbeat(self._frames, self._heartbeat):
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def with_heartbeat(frames: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
+    """`frames`, and a comment for every `seconds` in which there is none."""
+    upcoming = asyncio.ensure_future(anext(frames, None))
+    try:
+        while True:
+            with suppress(TimeoutError):
+                frame = await asyncio.wait_for(asyncio.shield(upcoming), seconds)
+                if frame is None:
+                    return
+                upcoming = asyncio.ensure_future(anext(frames, None))
+                yield frame
+                continue
+            yield HEARTBEAT
+    finally:
+        upcoming.cancel()
+        with suppress(asyncio.CancelledError):
+            await upcoming

@@ -1,0 +1,110 @@
+"""Everything that can go wrong, as one small tree. Codes are protocol-free; each front door maps them.
+
+    EaselError
+    ├── InvalidRequest       the client can mend it: a value, a limit, a name
+    │   ├── UnknownModel         no card answers to this id
+    │   └── NotFound             no such job or picture
+    ├── Unavailable          the same request may work later
+    │   ├── QueueFull            carries the seconds after which to try again
+    │   └── ShuttingDown         the server is going away
+    ├── GenerationFailed     GPU time may have been spent
+    │   ├── InvalidOutput        the model produced NaN or infinity
+    │   ├── OutOfMemory          the device has no room for this request
+    │   ├── ModelUnavailable     the weights are missing, damaged or of a kind we refuse
+    │   ├── WorkerCrashed        the process that drew it died, twice
+    │   └── TimedOut             drawing took longer than the server allows
+    └── Cancelled            somebody asked for it to stop
+
+Messages are written for the client that reads them: they never quote a foreign exception, a path or
+an address.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EaselError(Exception):
+    """Base of the tree. `code` is stable and machine-readable, `message` is one English sentence."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(EaselError):
+    """A field holds what it must not hold; `param` names the field."""
+
+    code = "invalid_value"
+
+
+class UnknownModel(InvalidRequest):
+    code = "model_not_found"
+
+
+class NotFound(InvalidRequest):
+    code = "not_found"
+
+
+class Unavailable(EaselError):
+    code = "unavailable"
+
+
+class QueueFull(Unavailable):
+    """The queue holds as many jobs as it may; `retry_after` is in seconds, 1 to 59."""
+
+    code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(Unavailable):
+    code = "server_draining"
+
+
+class GenerationFailed(EaselError):
+    code = "generation_failed"
+
+
+class InvalidOutput(GenerationFailed):
+    code = "invalid_output"
+
+
+class OutOfMemory(GenerationFailed):
+    code = "out_of_memory"
+
+
+class ModelUnavailable(GenerationFailed):
+    code = "model_unavailable"
+
+
+class WorkerCrashed(GenerationFailed):
+    code = "worker_crashed"
+
+
+class TimedOut(GenerationFailed):
+    code = "generation_timeout"
+
+
+class Cancelled(EaselError):
+    code = "cancelled"
+
+
+def _family(root: type[EaselError]) -> list[type[EaselError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _family(child))]
+
+
+def error_from(code: str, message: str) -> EaselError:
+    """The error of the tree that carries `code`: how a failure comes back from another process.
+
+    An unknown code becomes a plain `GenerationFailed`.
+    """
+    for kind in _family(EaselError):
+        if kind.code == code and kind is not QueueFull:
+            return kind(message)
+    return GenerationFailed(message)

@@ -1,0 +1,126 @@
+"""What happened, in the past tense, as tagged values.
+
+Engine events come up from an engine and know nothing of jobs, percent or clients. Job events are what
+the rest of the house sees: numbered from 1, kept, replayed. One definition crosses threads, sockets,
+server-sent events and files.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Phase = Literal[
+    "queued",
+    "initializing",
+    "loading_model",
+    "preparing",
+    "generating",
+    "post_processing",
+    "complete",
+    "error",
+]
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="type"):
+    """Base of both families; `type` is the tag on every wire."""
+
+
+# -- engine events ---------------------------------------------------------------------------------
+
+
+class PhaseStarted(Event, frozen=True, tag="phase_started"):
+    """A phase began. `total_steps` is given with `generating`: steps of all n images together."""
+
+    phase: Phase
+    total_steps: int | None = None
+
+
+class StepFinished(Event, frozen=True, tag="step_finished"):
+    """Denoising step `step` (1 to total) is done; `preview` is a small encoded picture or nothing."""
+
+    step: int
+    preview: bytes | None = None
+
+
+class ImageFinished(Event, frozen=True, tag="image_finished"):
+    """Image `index` (from 0) is drawn and encoded; `media_type` says how."""
+
+    index: int
+    image: bytes
+    seed: int
+    media_type: str
+
+
+EngineEvent = PhaseStarted | StepFinished | ImageFinished
+
+# -- job events ------------------------------------------------------------------------------------
+
+
+class Queued(Event, frozen=True, tag="queued"):
+    """The job waits at `position` (1 is next); `eta_seconds` is until it is *finished*."""
+
+    position: int
+    eta_seconds: float
+    reason: str
+
+
+class Started(Event, frozen=True, tag="started"):
+    """A worker took the job. `attempt` counts from 1; a second one follows the loss of a worker."""
+
+    worker: str
+    attempt: int
+
+
+class Progressed(Event, frozen=True, tag="progressed"):
+    """How far the job is.
+
+    `progress` is 0 to 100 by the fixed weights of the phases; `fraction` is 0 to 1 by measured
+    seconds, and `eta_seconds` the seconds that remain, both for the whole job.
+    """
+
+    phase: Phase
+    progress: float
+    fraction: float
+    eta_seconds: float
+    message: str
+    step: int | None = None
+    total_steps: int | None = None
+    preview: bytes | None = None
+
+
+class ImageReady(Event, frozen=True, tag="image_ready"):
+    """Picture `index` (from 0) can be fetched under `image_id`."""
+
+    index: int
+    image_id: str
+    seed: int
+
+
+class Succeeded(Event, frozen=True, tag="succeeded"):
+    pass
+
+
+class Failed(Event, frozen=True, tag="failed"):
+    """`code` is one of `domain.errors`, `message` a sentence for the client."""
+
+    code: str
+    message: str
+
+
+class JobCancelled(Event, frozen=True, tag="cancelled"):
+    pass
+
+
+JobEvent = Queued | Started | Progressed | ImageReady | Succeeded | Failed | JobCancelled
+
+TERMINAL = (Succeeded, Failed, JobCancelled)
+
+
+class NumberedEvent(msgspec.Struct, frozen=True):
+    """A job event at its place: `number` counts from 1 without gaps, `timestamp` is Unix seconds."""
+
+    number: int
+    timestamp: float
+    event: JobEvent

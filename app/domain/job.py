@@ -1,0 +1,90 @@
+"""A job: one client's wish from queue to end, as the fold of its events."""
+
+from __future__ import annotations
+
+from typing import Literal, assert_never
+
+import msgspec
+
+from app.domain.events import (
+    Failed,
+    ImageReady,
+    JobCancelled,
+    NumberedEvent,
+    Progressed,
+    Queued,
+    Started,
+    Succeeded,
+)
+from app.domain.request import GenerationRequest
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+
+
+class JobImage(msgspec.Struct, frozen=True):
+    index: int
+    image_id: str
+    seed: int
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """What is known of a job now. `created` and `changed` are Unix seconds.
+
+    `progress` is 0 to 100, `fraction` 0 to 1, `eta_seconds` what remained at `changed`.
+    """
+
+    id: str
+    owner: str
+    door: str
+    request: GenerationRequest
+    created: float
+    changed: float
+    status: Status = "queued"
+    attempt: int = 0
+    worker: str = ""
+    position: int = 0
+    progress: float = 0.0
+    fraction: float = 0.0
+    eta_seconds: float = 0.0
+    message: str = ""
+    step: int | None = None
+    total_steps: int | None = None
+    images: dict[int, JobImage] = msgspec.field(default_factory=dict)
+    error_code: str | None = None
+    error_message: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ("queued", "running")
+
+    def eta_at(self, now: float) -> float:
+        """Seconds that remain at `now`: the last estimate, less the time that has passed since."""
+        return 0.0 if self.ended else max(0.0, self.eta_seconds - max(0.0, now - self.changed))
+
+    def apply(self, numbered: NumberedEvent) -> None:
+        """Take in one event; this is the only way that a job changes."""
+        self.changed = numbered.timestamp
+        event = numbered.event
+        match event:
+            case Queued():
+                self.status, self.position = "queued", event.position
+                self.eta_seconds, self.message = event.eta_seconds, event.reason
+            case Started():
+                self.status, self.position = "running", 0
+                self.worker, self.attempt = event.worker, event.attempt
+            case Progressed():
+                self.progress, self.fraction = event.progress, event.fraction
+                self.eta_seconds, self.message = event.eta_seconds, event.message
+                self.step, self.total_steps = event.step, event.total_steps
+            case ImageReady():
+                self.images[event.index] = JobImage(event.index, event.image_id, event.seed)
+            case Succeeded():
+                self.status, self.progress, self.fraction = "succeeded", 100.0, 1.0
+                self.eta_seconds = 0.0
+            case Failed():
+                self.status, self.eta_seconds = "failed", 0.0
+                self.error_code, self.error_message = event.code, event.message
+            case JobCancelled():
+                self.status, self.eta_seconds = "cancelled", 0.0
+            case _:
+                assert_never(event)

@@ -1,0 +1,203 @@
+"""A model card says what a model is, what it is good at, and what it may be asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from app.domain import samplers
+from app.domain.errors import InvalidRequest
+from app.domain.request import MEDIA_TYPES, SEED_LIMIT, Arguments, GenerationRequest, Task
+
+Family = Literal["stable_diffusion", "flux", "fake"]
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Defaults(_Part):
+    """What a request gets that does not say otherwise. Sizes in pixels."""
+
+    width: PositiveInt = 512
+    height: PositiveInt = 512
+    num_inference_steps: PositiveInt = 20
+    guidance_scale: float = Field(default=7.5, ge=0)
+    true_cfg_scale: float = Field(default=1.0, ge=1)
+    sampler: str
+    strength: float = Field(default=0.75, gt=0, le=1)
+    negative_prompt: str = ""
+    max_sequence_length: PositiveInt = 77
+
+
+class Limits(_Part):
+    """What a request must stay within. `max_cost` caps n x width x height x steps."""
+
+    min_side: PositiveInt = 64
+    max_side: PositiveInt = 2048
+    multiple: PositiveInt = 8
+    max_steps: PositiveInt = 150
+    max_n: PositiveInt = 10
+    max_prompt_chars: PositiveInt = 4000
+    max_guidance_scale: float = 50.0
+    max_cost: PositiveInt = 10 * 2048 * 2048 * 50
+
+
+class FakeTimes(_Part):
+    """How slow the fake engine pretends to be, in seconds."""
+
+    load_seconds: float = Field(default=0.0, ge=0)
+    step_seconds: float = Field(default=0.0, ge=0)
+
+
+class ModelCard(_Part):
+    """One model: its id, the family whose code draws it, where its weights lie, and its habits.
+
+    `source` is a diffusers folder, absolute or relative to the card's file; `dtype` is what the
+    weights are computed in (`auto` takes float32 on a CPU).
+    """
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
+    aliases: tuple[str, ...] = ()
+    family: Family
+    source: str
+    title: str = ""
+    licence: str = ""
+    tasks: tuple[Task, ...] = ("text2image",)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    defaults: Defaults
+    limits: Limits = Limits()
+    fake: FakeTimes = FakeTimes()
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        return tuple(samplers.BY_FAMILY[self.family])
+
+    def resolve(self, given: Arguments, *, draw_seed: Callable[[], int]) -> GenerationRequest:
+        """Fill what was not given, check everything, and fix the seed.
+
+        Raises:
+            InvalidRequest: a value is outside of what this model can do; `param` names the field.
+        """
+        default, limit = self.defaults, self.limits
+        task = self._task(given)
+        sampler = samplers.normalise(given.sampler) if given.sampler else default.sampler
+        if sampler not in self.samplers:
+            known = ", ".join(self.samplers)
+            raise InvalidRequest(
+                f"This sampler is not known to model {self.id}. Known: {known}.", param="sampler"
+            )
+        request = GenerationRequest(
+            model=self.id,
+            task=task,
+            prompt=self._text("prompt", given.prompt, required=True),
+            negative_prompt=self._text(
+                "negative_prompt", _or(given.negative_prompt, default.negative_prompt)
+            ),
+            n=_within("n", _or(given.n, 1), 1, limit.max_n),
+            width=self._side("width", _or(given.width, default.width)),
+            height=self._side("height", _or(given.height, default.height)),
+            num_inference_steps=_within(
+                "num_inference_steps",
+                _or(given.num_inference_steps, default.num_inference_steps),
+                1,
+                limit.max_steps,
+            ),
+            guidance_scale=_within(
+                "guidance_scale",
+                _or(given.guidance_scale, default.guidance_scale),
+                0.0,
+                limit.max_guidance_scale,
+            ),
+            true_cfg_scale=_within(
+                "true_cfg_scale",
+                _or(given.true_cfg_scale, default.true_cfg_scale),
+                1.0,
+                limit.max_guidance_scale,
+            ),
+            sampler=sampler,
+            seed=_seed(given.seed, draw_seed),
+            strength=_within("strength", _or(given.strength, default.strength), 0.0, 1.0),
+            output_format=_output_format(given.output_format),
+            output_compression=_within(
+                "output_compression", _or(given.output_compression, 100), 0, 100
+            ),
+            max_sequence_length=default.max_sequence_length,
+            image=given.image,
+            mask_image=given.mask_image,
+        )
+        if request.steps_per_image < 1:
+            raise InvalidRequest(
+                "strength x num_inference_steps must reach at least one step.", param="strength"
+            )
+        cost = request.n * request.width * request.height * request.num_inference_steps
+        if cost > limit.max_cost:
+            raise InvalidRequest(
+                f"n x width x height x steps is {cost}; model {self.id} allows {limit.max_cost}. "
+                "Ask for fewer images, fewer steps or a smaller size.",
+                param="n",
+            )
+        return request
+
+    def _task(self, given: Arguments) -> Task:
+        if given.mask_image is not None and given.image is None:
+            raise InvalidRequest("A mask needs an image to act on.", param="image")
+        task: Task = "text2image" if given.image is None else "image2image"
+        if given.mask_image is not None:
+            task = "inpaint"
+        if task not in self.tasks:
+            raise InvalidRequest(
+                f"Model {self.id} cannot do {task}; it can do {', '.join(self.tasks)}.",
+                param="model",
+            )
+        return task
+
+    def _text(self, param: str, text: str, *, required: bool = False) -> str:
+        if required and not text.strip():
+            raise InvalidRequest("A prompt must hold at least one visible character.", param=param)
+        if len(text) > self.limits.max_prompt_chars:
+            raise InvalidRequest(
+                f"{param} has {len(text)} characters; at most {self.limits.max_prompt_chars} "
+                "are allowed.",
+                param=param,
+            )
+        if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InvalidRequest(f"{param} holds characters that are not text.", param=param)
+        return text
+
+    def _side(self, param: str, pixels: int) -> int:
+        """The nearest size the model can draw; what is out of its reach is refused, not bent."""
+        limit = self.limits
+        _within(param, pixels, limit.min_side, limit.max_side)
+        return max(limit.multiple, round(pixels / limit.multiple) * limit.multiple)
+
+
+def _or(given: T | None, default: T) -> T:
+    return default if given is None else given
+
+
+def _within(param: str, value: N, low: N, high: N) -> N:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidRequest(f"{param} must be between {low} and {high}.", param=param)
+    return value
+
+
+def _seed(given: int | None, draw: Callable[[], int]) -> int:
+    if given is None or given == -1:
+        return draw()
+    return _within("seed", given, 0, SEED_LIMIT - 1)
+
+
+def _output_format(given: str | None) -> Literal["png", "jpeg", "webp"]:
+    name = "png" if given is None else given.lower()
+    name = "jpeg" if name == "jpg" else name
+    for known in MEDIA_TYPES:
+        if name == known:
+            return known
+    raise InvalidRequest("output_format must be png, jpeg or webp.", param="output_format")

@@ -1,0 +1,91 @@
+"""What a client gave, and what becomes of it: a request that says everything."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Task = Literal["text2image", "image2image", "inpaint"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+MEDIA_TYPES: dict[OutputFormat, str] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+}
+
+SEED_LIMIT = 2**32
+"""Drawn seeds are below this, so that every client language holds them exactly; given ones too."""
+
+
+class Arguments(msgspec.Struct, frozen=True, kw_only=True):
+    """What a front door understood of a body, in diffusers' names. None means: not given."""
+
+    prompt: str
+    model: str | None = None
+    negative_prompt: str | None = None
+    n: int | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    sampler: str | None = None
+    seed: int | None = None
+    strength: float | None = None
+    image: bytes | None = None
+    mask_image: bytes | None = None
+    output_format: str | None = None
+    output_compression: int | None = None
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One resolved wish: nothing is optional by meaning, and equal requests draw equal images.
+
+    `width` and `height` are pixels. Image i of `n` is drawn with seed `seed + i` on a CPU generator.
+    `image` and `mask_image` hold encoded pictures (PNG, JPEG, WebP); a mask is white where the
+    picture is to be painted anew. `output_compression` is the encoder quality, 0 to 100, for jpeg
+    and webp.
+    """
+
+    model: str
+    task: Task
+    prompt: str
+    negative_prompt: str
+    n: int
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    true_cfg_scale: float
+    sampler: str
+    seed: int
+    strength: float
+    output_format: OutputFormat
+    output_compression: int
+    max_sequence_length: int
+    image: bytes | None = None
+    mask_image: bytes | None = None
+
+    @property
+    def media_type(self) -> str:
+        return MEDIA_TYPES[self.output_format]
+
+    @property
+    def steps_per_image(self) -> int:
+        """Denoising steps that really run: with an input image only the last `strength` of them.
+
+        The rule is diffusers' `get_timesteps` of the img2img and inpaint pipelines.
+        """
+        if self.task == "text2image":
+            return self.num_inference_steps
+        return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_image * self.n
+
+    @property
+    def size(self) -> str:
+        return f"{self.width}x{self.height}"

@@ -1,0 +1,74 @@
+"""The sampler names that requests may use, and the diffusers scheduler class behind each.
+
+A name stands for that class, built `.from_config` of the model folder's own scheduler config with
+the overrides given here. Names follow k-diffusion, as every Stable Diffusion tool spells them; the
+table of equivalents is in the diffusers documentation ("Schedulers", k-diffusion section).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
+
+
+class Sampler(msgspec.Struct, frozen=True):
+    """`scheduler` is a class name in diffusers; `config` overrides the folder's own values."""
+
+    scheduler: str
+    config: Mapping[str, object] = MappingProxyType({})
+
+
+_KARRAS = {"use_karras_sigmas": True}
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+
+STABLE_DIFFUSION: Mapping[str, Sampler] = MappingProxyType(
+    {
+        "euler": Sampler("EulerDiscreteScheduler"),
+        "euler_karras": Sampler("EulerDiscreteScheduler", _KARRAS),
+        "euler_a": Sampler("EulerAncestralDiscreteScheduler"),
+        "heun": Sampler("HeunDiscreteScheduler"),
+        "dpmpp_2m": Sampler("DPMSolverMultistepScheduler"),
+        "dpmpp_2m_karras": Sampler("DPMSolverMultistepScheduler", _KARRAS),
+        "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", _SDE),
+        "dpmpp_2m_sde_karras": Sampler("DPMSolverMultistepScheduler", {**_SDE, **_KARRAS}),
+        "dpmpp_sde": Sampler("DPMSolverSinglestepScheduler", _SDE),
+        "dpmpp_sde_karras": Sampler("DPMSolverSinglestepScheduler", {**_SDE, **_KARRAS}),
+        "ddim": Sampler("DDIMScheduler"),
+        "ddpm": Sampler("DDPMScheduler"),
+        "lms": Sampler("LMSDiscreteScheduler"),
+        "pndm": Sampler("PNDMScheduler"),
+        "unipc": Sampler("UniPCMultistepScheduler"),
+        "lcm": Sampler("LCMScheduler"),
+    }
+)
+
+FLUX: Mapping[str, Sampler] = MappingProxyType(
+    {
+        "euler": Sampler("FlowMatchEulerDiscreteScheduler"),
+        "heun": Sampler("FlowMatchHeunDiscreteScheduler"),
+    }
+)
+
+BY_FAMILY: Mapping[str, Mapping[str, Sampler]] = MappingProxyType(
+    {"stable_diffusion": STABLE_DIFFUSION, "flux": FLUX, "fake": STABLE_DIFFUSION}
+)
+
+_OTHER_SPELLINGS = {
+    "euler_ancestral": "euler_a",
+    "plms": "pndm",
+    "flowmatch_euler": "euler",
+    "flow_match_euler": "euler",
+    "flow_match_heun": "heun",
+    "k_euler": "euler",
+    "k_euler_a": "euler_a",
+    "k_lms": "lms",
+    "k_heun": "heun",
+}
+
+
+def normalise(name: str) -> str:
+    """`"DPM++ 2M Karras"` and `"dpmpp_2m_karras"` are one name."""
+    plain = name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
+    return _OTHER_SPELLINGS.get(plain, plain)

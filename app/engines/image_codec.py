@@ -1,0 +1,105 @@
+"""Pixels to files and back. Encoding and decoding happen in the worker, never in the web process."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import fpng
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from app.domain.errors import InvalidRequest
+from app.domain.request import GenerationRequest
+
+Pixels = NDArray[np.uint8]
+"""Height x width x 3, RGB, 0 to 255."""
+
+MAX_INPUT_PIXELS = 64 * 1024 * 1024
+"""Above this an input picture is refused by its header, before a byte of it is decoded."""
+
+_AFTER_HEADER = 8 + 25
+"""Where the first chunk after a PNG's signature (8 bytes) and IHDR (25 bytes) begins."""
+
+
+def encode(pixels: Pixels, request: GenerationRequest, seed: int) -> bytes:
+    """One picture in the request's format; a PNG also tells how it was drawn."""
+    if request.output_format == "png":
+        about = {
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "seed": str(seed),
+            "model": request.model,
+            "sampler": request.sampler,
+            "num_inference_steps": str(request.num_inference_steps),
+            "guidance_scale": f"{request.guidance_scale:g}",
+        }
+        return encode_png(pixels, {key: value for key, value in about.items() if value})
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(
+        buffer, format=request.output_format, quality=request.output_compression
+    )
+    return buffer.getvalue()
+
+
+def encode_png(pixels: Pixels, about: dict[str, str]) -> bytes:
+    """A lossless PNG with `about` as international text chunks (PNG specification, iTXt).
+
+    fpng is some 60 times faster than Pillow at 1024 x 1024 for files about a fifth larger.
+    """
+    height, width, channels = pixels.shape
+    png: bytes = fpng.fpng_ext.encode_image_to_memory(
+        np.ascontiguousarray(pixels).tobytes(), width, height, channels
+    )
+    chunks = b"".join(_text_chunk(key, value) for key, value in about.items())
+    return png[:_AFTER_HEADER] + chunks + png[_AFTER_HEADER:]
+
+
+def _text_chunk(key: str, value: str) -> bytes:
+    # Keyword, NUL, not compressed (two zero bytes), no language, no translated keyword, UTF-8 text.
+    body = b"iTXt" + key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def decode(data: bytes, param: str) -> Image.Image:
+    """An input picture: PNG, JPEG or WebP, turned upright as its EXIF says.
+
+    Raises:
+        InvalidRequest: it is none of these, damaged, or larger than `MAX_INPUT_PIXELS`.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+        if picture.width * picture.height > MAX_INPUT_PIXELS:
+            raise InvalidRequest(
+                f"{param} has more than {MAX_INPUT_PIXELS // 2**20} megapixels.", param=param
+            )
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+    except InvalidRequest:
+        raise
+    except Exception as error:
+        # Pillow raises OSError, SyntaxError, ValueError, struct.error and more; their texts may
+        # hold addresses, so none of them is passed on.
+        raise InvalidRequest(
+            f"{param} is not a readable PNG, JPEG or WebP.", param=param
+        ) from error
+
+
+def decode_rgb(data: bytes, param: str, size: tuple[int, int]) -> Image.Image:
+    """An input picture of `size` (width, height), on white where it is transparent."""
+    picture = decode(data, param).convert("RGBA")
+    ground = Image.new("RGBA", picture.size, "white")
+    flat = Image.alpha_composite(ground, picture).convert("RGB")
+    return flat if flat.size == size else flat.resize(size, Image.Resampling.LANCZOS)
+
+
+def decode_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
+    """A mask of `size`, white where to paint: where alpha is 0, or else where it is light."""
+    picture = decode(data, "mask")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        mask = ImageOps.invert(picture.convert("RGBA").getchannel("A"))
+    else:
+        mask = picture.convert("L")
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.NEAREST)

@@ -1,0 +1,40 @@
+"""What is particular to Stable Diffusion 1.x and 2.x: its pipelines and their arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+
+from app.domain.request import GenerationRequest, Task
+
+NAME = "stable_diffusion"
+
+PIPELINES: dict[Task, type[DiffusionPipeline]] = {
+    "text2image": StableDiffusionPipeline,
+    "image2image": StableDiffusionImg2ImgPipeline,
+    "inpaint": StableDiffusionInpaintPipeline,
+}
+
+
+def arguments(request: GenerationRequest) -> dict[str, Any]:
+    """The request as keyword arguments of the pipeline, without pictures, generator and callback.
+
+    An empty negative prompt is passed as none: the two encode the same.
+    """
+    given: dict[str, Any] = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt or None,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+    }
+    if request.task != "text2image":
+        given["strength"] = request.strength
+    if request.task != "image2image":  # img2img takes its size from the picture
+        given.update(width=request.width, height=request.height)
+    return given

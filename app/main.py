@@ -1,0 +1,99 @@
+"""The composition root: builds the parts, hands them to each other, and makes the web application."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.plugins.pydantic import PydanticPlugin
+from ulid import ULID
+
+import app
+from app.api import diffugen, health, jobs, openai_images
+from app.api._http import EXCEPTION_HANDLERS, add_request_id
+from app.gpu_scheduler import GpuScheduler, SchedulerLimits
+from app.job_board import JobBoard
+from app.phase_times import PhaseTimes
+from app.service import ImageService
+from app.settings import ConfigurationError, Settings, load_cards
+from app.store.image_files import ImageFiles
+from app.workers.base import WorkerPool
+from app.workers.local import LocalPool
+
+
+def new_id() -> str:
+    return str(ULID())
+
+
+def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageService, GpuScheduler]:
+    """All parts below the front doors, wired but not started. The pool is `LocalPool` if not given.
+
+    Raises ConfigurationError.
+    """
+    cards = load_cards(settings.models_dir)
+    for name in (settings.default_model, *settings.preload):
+        if name not in cards:
+            raise ConfigurationError(f"the settings name model {name}, which has no card")
+    board = JobBoard(keep=settings.keep_jobs, clock=time.time, new_id=new_id)
+    images = ImageFiles(settings.data_dir / "images", settings.image_memory)
+    scheduler = GpuScheduler(
+        pool or LocalPool(settings.device_names(), max_models=settings.max_models),
+        board,
+        PhaseTimes(settings.data_dir / "phase_times.json"),
+        images,
+        SchedulerLimits(
+            max_queue=settings.max_queue,
+            aging_seconds=settings.aging_seconds,
+            generation_timeout=settings.generation_timeout,
+            stall_seconds=settings.stall_seconds,
+        ),
+        preload=[cards[name] for name in settings.preload],
+        new_id=new_id,
+    )
+    service = ImageService(
+        cards, settings.default_model, settings.foreign_models, scheduler, board, images
+    )
+    return service, scheduler
+
+
+def create_app(settings: Settings, pool: WorkerPool | None = None) -> Litestar:
+    """The web application; workers start and stop with it. Raises ConfigurationError."""
+    service, scheduler = build(settings, pool)
+
+    @asynccontextmanager
+    async def workers(_: Litestar) -> AsyncIterator[None]:
+        await scheduler.start()
+        try:
+            yield
+        finally:
+            await scheduler.close()
+
+    def provide_service() -> ImageService:
+        return service
+
+    def provide_heartbeat() -> float:
+        return settings.heartbeat_interval
+
+    return Litestar(
+        [
+            *openai_images.HANDLERS,
+            *diffugen.HANDLERS,
+            *jobs.HANDLERS,
+            *health.HANDLERS,
+        ],
+        lifespan=[workers],
+        dependencies={
+            "service": Provide(provide_service, sync_to_thread=False),
+            "heartbeat": Provide(provide_heartbeat, sync_to_thread=False),
+        },
+        exception_handlers=EXCEPTION_HANDLERS,
+        before_send=[add_request_id],
+        request_max_body_size=settings.max_body,
+        openapi_config=OpenAPIConfig(title="Easel", version=app.__version__),
+        plugins=[PydanticPlugin(prefer_alias=True)],
+        logging_config=None,
+    )

@@ -1,0 +1,141 @@
+"""Everything that a front door may ask for."""
+
+from __future__ import annotations
+
+import fnmatch
+import secrets
+from collections.abc import AsyncIterator, Mapping
+
+from app.domain.errors import InvalidRequest, UnknownModel
+from app.domain.events import NumberedEvent
+from app.domain.job import Job
+from app.domain.model_card import ModelCard
+from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest
+from app.gpu_scheduler import GpuScheduler
+from app.job_board import JobBoard
+from app.store.image_files import ImageFiles, StoredImage
+from app.workers.base import SlotInfo
+
+
+class ImageService:
+    """Submit, follow, wait, cancel; models, jobs and pictures.
+
+    What you can rely on: a request that cannot be drawn is refused before a job exists, with an
+    `InvalidRequest` that names the field; a job that was given out reaches one of its ends.
+    """
+
+    def __init__(
+        self,
+        cards: Mapping[str, ModelCard],
+        default_model: str,
+        foreign_models: tuple[str, ...],
+        scheduler: GpuScheduler,
+        board: JobBoard,
+        images: ImageFiles,
+    ) -> None:
+        self._cards = cards
+        self._default = cards[default_model]
+        self._foreign = foreign_models
+        self._scheduler = scheduler
+        self._board = board
+        self._images = images
+        self._names = {name: card for card in cards.values() for name in (card.id, *card.aliases)}
+
+    # -- models ------------------------------------------------------------------------------------
+
+    def models(self) -> list[ModelCard]:
+        return list(self._cards.values())
+
+    def model(self, name: str | None, family: str | None = None) -> ModelCard:
+        """The card that a client means by `name`: an id, an alias, or nothing at all.
+
+        Names of OpenAI's own models, and an absent one, mean the default model; where a front door
+        serves one `family` only, its default is the first card of that family.
+
+        Raises:
+            UnknownModel: no card answers to the name.
+            InvalidRequest: the model is of another family.
+        """
+        if not name or any(fnmatch.fnmatchcase(name, foreign) for foreign in self._foreign):
+            if family is None or self._default.family == family:
+                return self._default
+            card = next((card for card in self._cards.values() if card.family == family), None)
+        else:
+            card = self._names.get(name)
+        if card is None:
+            known = ", ".join(self._cards)
+            raise UnknownModel(f"This model does not exist here. Models: {known}.", param="model")
+        if family is not None and card.family != family:
+            raise InvalidRequest(
+                f"Model {card.id} is of family {card.family}, and this route draws {family} only.",
+                param="model",
+            )
+        return card
+
+    # -- jobs --------------------------------------------------------------------------------------
+
+    def resolve(self, given: Arguments, family: str | None = None) -> GenerationRequest:
+        """The request that a submission would draw. Raises InvalidRequest."""
+        return self.model(given.model, family).resolve(
+            given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT)
+        )
+
+    def submit(self, given: Arguments, *, owner: str, door: str, family: str | None = None) -> Job:
+        """Take a job. Raises InvalidRequest, QueueFull, ShuttingDown; then no job exists."""
+        request = self.resolve(given, family)
+        self._scheduler.check_room()
+        job = self._board.open(request, owner=owner, door=door)
+        self._scheduler.submit(job, self._cards[request.model])
+        return job
+
+    def estimate(self, given: Arguments) -> tuple[GenerationRequest, float]:
+        """What would be drawn, and in how many seconds it would be done. Raises InvalidRequest."""
+        request = self.resolve(given)
+        return request, self._scheduler.forecast(request, self._cards[request.model])
+
+    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
+        """Events of a job numbered above `after`, to the terminal one. Raises NotFound."""
+        self._board.get(job_id)
+        return self._board.follow(job_id, after)
+
+    async def wait(self, job_id: str) -> Job:
+        """The job, once it has ended. Raises NotFound."""
+        async for _ in self._board.follow(job_id):
+            pass
+        return self._board.get(job_id)
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a job; one that has ended stays as it is. Raises NotFound."""
+        job = self._board.get(job_id)
+        await self._scheduler.cancel(job_id)
+        return job
+
+    def job(self, job_id: str) -> Job:
+        """Raises NotFound."""
+        return self._board.get(job_id)
+
+    def jobs(self, *, words: str = "", limit: int = 50) -> list[Job]:
+        """Jobs of every door, newest first; with `words`, those whose prompt holds them all."""
+        wanted = words.casefold().split()
+        found = (
+            job
+            for job in self._board.jobs()
+            if all(word in job.request.prompt.casefold() for word in wanted)
+        )
+        return [job for job, _ in zip(found, range(limit), strict=False)]
+
+    # -- pictures and machines ---------------------------------------------------------------------
+
+    async def image(self, image_id: str) -> StoredImage:
+        """Raises NotFound."""
+        return await self._images.get(image_id)
+
+    @property
+    def ready(self) -> bool:
+        return self._scheduler.ready
+
+    def slots(self) -> list[SlotInfo]:
+        return self._scheduler.slots()
+
+    def waiting(self) -> int:
+        return self._scheduler.waiting()

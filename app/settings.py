@@ -1,0 +1,116 @@
+"""Settings: config/easel.toml, overridden by EASEL_* in the environment; and the model cards."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from app.domain.model_card import ModelCard
+
+_PACKAGE = Path(__file__).parent
+
+
+class ConfigurationError(Exception):
+    """A setting or a model card cannot be used; the message says which and why."""
+
+
+def config_dir() -> Path:
+    """`EASEL_CONFIG_DIR`, else the checkout's `config/`, else the one inside the installed package."""
+    if given := os.environ.get("EASEL_CONFIG_DIR"):
+        return Path(given)
+    checkout = _PACKAGE.parent / "config"
+    return checkout if checkout.is_dir() else _PACKAGE / "config"
+
+
+class Settings(BaseSettings):
+    """All settings; each is explained in config/easel.toml. Times are seconds, sizes bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="EASEL_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=5199, ge=0, le=65535)
+    data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("easel")))
+    models_dir: Path = Field(default_factory=lambda: config_dir() / "models")
+    default_model: str = "sketch"
+    foreign_models: tuple[str, ...] = ("dall-e-*", "gpt-image-*", "chatgpt-image-*")
+    devices: Literal["auto"] | tuple[str, ...] = "auto"
+    max_models: PositiveInt = 2
+    preload: tuple[str, ...] = ("sketch",)
+    max_queue: PositiveInt = 100
+    aging_seconds: float = Field(default=10.0, ge=0)
+    generation_timeout: PositiveFloat = 300.0
+    stall_seconds: PositiveFloat = 120.0
+    heartbeat_interval: PositiveFloat = 15.0
+    max_body: PositiveInt = 1_000_000
+    keep_jobs: PositiveInt = 1000
+    image_memory: PositiveInt = 256 * 1024 * 1024
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = TomlConfigSettingsSource(settings_cls, config_dir() / "easel.toml")
+        return init_settings, env_settings, file
+
+    def device_names(self) -> tuple[str, ...]:
+        """The devices to use, found without importing torch."""
+        if self.devices != "auto":
+            return self.devices
+        nvidia = Path("/proc/driver/nvidia/gpus")
+        if nvidia.is_dir() and (count := len(list(nvidia.iterdir()))):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            count = count if visible is None else len([name for name in visible.split(",") if name])
+            return tuple(f"cuda:{number}" for number in range(count)) or ("cpu",)
+        if sys.platform == "darwin" and os.uname().machine == "arm64":
+            return ("mps",)
+        return ("cpu",)
+
+
+def load_settings(**given: object) -> Settings:
+    """Raises ConfigurationError."""
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except (ValidationError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def load_cards(folder: Path) -> dict[str, ModelCard]:
+    """All cards in `folder`, by id, in the order of their file names.
+
+    Raises ConfigurationError.
+    """
+    cards: dict[str, ModelCard] = {}
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            card = ModelCard.model_validate(tomllib.loads(path.read_text("utf-8")))
+        except (ValidationError, tomllib.TOMLDecodeError, OSError) as error:
+            raise ConfigurationError(f"{path.name}: {error}") from error
+        if card.id in cards:
+            raise ConfigurationError(f"{path.name}: a second card for {card.id}")
+        cards[card.id] = card.model_copy(update={"source": _source(card.source, path)})
+    if not cards:
+        raise ConfigurationError(f"there is no model card in {folder}")
+    return cards
+
+
+def _source(source: str, card_file: Path) -> str:
+    if source.startswith("bundled:"):
+        return str(_PACKAGE / "bundled_models" / source.removeprefix("bundled:"))
+    return str((card_file.parent / source).resolve())

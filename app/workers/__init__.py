@@ -1,0 +1,1 @@
+"""The hands that draw: pools of workers behind one seam."""

@@ -1,0 +1,70 @@
+"""The child process: one worker at the end of an inherited socket.
+
+    python -m app.workers.child FD PARENT_PID DEVICE CAPACITY MAX_MODELS
+
+What you can rely on: it holds no listening port; nothing that a library prints reaches the socket;
+it never outlives the gateway, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+
+from app.workers import wire
+from app.workers.worker import Worker
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int, parent: int, device: str, capacity: int, max_models: int) -> None:
+    _die_with(parent)
+    os.dup2(2, 1)  # what libraries print goes where the log goes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s %(levelname)s worker {device}: %(message)s"
+    )
+    sock = socket.socket(fileno=fd)
+    writing = threading.Lock()
+
+    def send(message: wire.FromWorker) -> None:
+        data = wire.frame(message)
+        try:
+            with writing:
+                sock.sendall(data)
+        except OSError:
+            os._exit(0)  # the gateway is gone, and this process with it
+
+    worker = Worker(device, capacity, max_models, send)
+    worker.ready(_memory_of(device))
+    while (message := wire.read_blocking(sock)) is not None:
+        worker.handle(message)
+    os._exit(0)  # at once: a thread may be deep inside a kernel
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux to kill us when the gateway dies; elsewhere the closed socket ends us."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(0)
+
+
+def _memory_of(device: str) -> int:
+    """Total bytes of the device. Also the first import of torch, so that no job waits for it."""
+    import torch
+
+    from app.engines import diffusers_engine as _  # noqa: F401
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
