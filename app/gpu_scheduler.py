@@ -112,6 +112,8 @@ class GpuScheduler:
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Take no more jobs, give running ones `drain_s` seconds, and end the rest as failed."""
+        if self._closing:
+            return
         self._closing = True
         deadline = time.monotonic() + drain_s
         while self._running and time.monotonic() < deadline:

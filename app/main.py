@@ -60,9 +60,8 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
     return service, scheduler
 
 
-def create_app(settings: Settings, pool: WorkerPool | None = None) -> Litestar:
-    """The web application; workers start and stop with it. Raises ConfigurationError."""
-    service, scheduler = build(settings, pool)
+def create_app(settings: Settings, service: ImageService, scheduler: GpuScheduler) -> Litestar:
+    """The web application over what `build` made; workers start and stop with it."""
 
     @asynccontextmanager
     async def workers(_: Litestar) -> AsyncIterator[None]:

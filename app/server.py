@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 
-from app.main import create_app
+from app.main import build, create_app
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -16,14 +17,30 @@ _LAST_GOODBYES = 5
 """Seconds that answers get to be sent after every job has ended."""
 
 
+class _Server(uvicorn.Server):
+    """Ends all jobs before it waits for their answers to be sent.
+
+    The stock server first waits for open answers, for ever if need be, and only then tells the
+    application to stop: a stream of a running job would never end (uvicorn 0.54).
+    """
+
+    def __init__(self, config: uvicorn.Config, end_jobs: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._end_jobs = end_jobs
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._end_jobs()
+        await super().shutdown(sockets)
+
+
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigurationError."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    application = create_app(settings)
+    service, scheduler = build(settings)
     config = uvicorn.Config(
-        application,
+        create_app(settings, service, scheduler),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -33,7 +50,7 @@ def run(settings: Settings) -> None:
     )
     sock = config.bind_socket()
     _log.info("Easel serves on http://%s", _address(sock))
-    uvicorn.Server(config).run(sockets=[sock])
+    _Server(config, lambda: scheduler.close(settings.drain_seconds)).run(sockets=[sock])
 
 
 def _address(sock: socket.socket) -> str:

@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     generation_timeout: PositiveFloat = 300.0
     stall_seconds: PositiveFloat = 120.0
     heartbeat_interval: PositiveFloat = 15.0
+    drain_seconds: float = Field(default=5.0, ge=0)
     max_body: PositiveInt = 1_000_000
     keep_jobs: PositiveInt = 1000
     image_memory: PositiveInt = 256 * 1024 * 1024

@@ -56,7 +56,12 @@ def _die_with(parent: int) -> None:
 
 
 def _memory_of(device: str) -> int:
-    """Total bytes of the device. Also the first import of torch, so that no job waits for it."""
+    """Total bytes of the device. Also the first import of torch, so that no job waits for it.
+
+    The device "fake" is for the fake engine alone: no torch, and a worker that starts at once.
+    """
+    if device == "fake":
+        return 0
     import torch
 
     from app.engines import diffusers_engine as _  # noqa: F401

@@ -78,6 +78,7 @@ class LocalPool:
         if process := self._processes.get(name):
             with suppress(ProcessLookupError):
                 process.kill()
+        self._slots[name].lose()  # at once, so that nothing more is sent to it
 
     async def _keep(self, slot: Slot) -> None:
         """Start the slot's worker again and again, until the pool closes."""

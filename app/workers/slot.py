@@ -102,6 +102,8 @@ class Slot:
             self._deliver(message)
 
     def take(self, message: FromWorker) -> None:
+        if self.info.state == "lost":
+            return  # last words of a worker that was given up
         match message:
             case Ready(pid, memory):
                 self._change("up", pid=pid, memory=memory)
@@ -121,7 +123,9 @@ class Slot:
                     _settle(future, error_from(code, text) if code else None)
 
     def lose(self) -> None:
-        """The worker is gone: every run and call ends with WorkerLost."""
+        """The worker is gone, or given up: every run and call ends with WorkerLost."""
+        if self.info.state == "lost":
+            return
         self._deliver = None
         self._change("lost", models=(), pid=0)
         for run in self._runs.values():

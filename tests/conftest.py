@@ -1,0 +1,42 @@
+"""Fixtures: a real gateway, on a socket, with its own worker process."""
+
+from __future__ import annotations
+
+import os
+
+# Read by OpenMP when torch is loaded: threads that spin make everything slow on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway import Gateway, running_gateway
+
+CARDS = Path(__file__).parent / "cards"
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """The gateway as it comes: the repository's config, the bundled models."""
+    with running_gateway(tmp_path_factory.mktemp("data"), {}) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def fake_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway whose models are fake: quick to start, with a short queue and lively heartbeats."""
+    with running_gateway(tmp_path_factory.mktemp("data"), fake_settings()) as started:
+        yield started
+
+
+def fake_settings() -> dict[str, str]:
+    return {
+        "EASEL_MODELS_DIR": str(CARDS),
+        "EASEL_DEFAULT_MODEL": "fake",
+        "EASEL_PRELOAD": '["fake"]',
+        "EASEL_DEVICES": '["fake"]',
+        "EASEL_MAX_QUEUE": "3",
+        "EASEL_HEARTBEAT_INTERVAL": "0.2",
+    }
