@@ -93,6 +93,6 @@ def create_app(settings: Settings, service: ImageService, scheduler: GpuSchedule
         before_send=[add_request_id],
         request_max_body_size=settings.max_body,
         openapi_config=OpenAPIConfig(title="Easel", version=app.__version__),
-        plugins=[PydanticPlugin(prefer_alias=True)],
+        plugins=[PydanticPlugin(validate_strict=True)],
         logging_config=None,
     )

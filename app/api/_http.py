@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
-from litestar import Request, Response
+from litestar import Litestar, Request, Response
 from litestar.connection import ASGIConnection
 from litestar.datastructures import MutableScopeHeaders
 from litestar.exceptions import HTTPException
@@ -220,7 +220,7 @@ def sse(event: str, data: object, id: int | None = None) -> bytes:
 HEARTBEAT = b": heartbeat\n\n"
 
 
-class EventStream(ASGIResponse):
+class EventStream(Response[bytes]):
     """A `text/event-stream` answer that is sure to be cleaned up.
 
     `frames` are sent as they come, with comments when none comes for `heartbeat` seconds. However it
@@ -229,14 +229,30 @@ class EventStream(ASGIResponse):
     garbage collector, where a job would go on drawing for nobody.
     """
 
-    _should_set_content_length = False
-
     def __init__(
         self,
         frames: AsyncGenerator[bytes, None],
         *,
         heartbeat: float,
         on_close: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        super().__init__(b"")
+        self._sending = _Sending(frames, heartbeat, on_close)
+
+    def to_asgi_response(
+        self, app: Litestar | None, request: Request[Any, Any, Any], **_: Any
+    ) -> ASGIResponse:
+        return self._sending
+
+
+class _Sending(ASGIResponse):
+    _should_set_content_length = False
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        heartbeat: float,
+        on_close: Callable[[], Awaitable[object]] | None,
     ) -> None:
         super().__init__(
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},

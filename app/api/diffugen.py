@@ -11,7 +11,6 @@ from litestar import Request, post
 from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody
-from litestar.response.base import ASGIResponse
 
 from app.api._fields import PictureFields
 from app.api._http import EventStream, require_json, sse, wait_for
@@ -132,7 +131,7 @@ def _routes(path: str, family: str | None) -> list[HTTPRouteHandler]:
         data: JSONBody[DiffuGenBody],
         service: NamedDependency[ImageService],
         heartbeat: NamedDependency[float],
-    ) -> ASGIResponse:
+    ) -> EventStream:
         return _stream(data, service, heartbeat, family)
 
     return [generate, stream]

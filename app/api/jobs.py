@@ -11,7 +11,6 @@ import pybase64
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
-from litestar.response.base import ASGIResponse
 
 from app.api._fields import PictureFields
 from app.api._http import EventStream, require_json, sse
@@ -62,7 +61,7 @@ async def job_events(
     request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
     heartbeat: NamedDependency[float],
-) -> ASGIResponse:
+) -> EventStream:
     """All events of the job, from 1 or from behind `Last-Event-ID`, to the terminal one."""
     given = request.headers.get("last-event-id", "0")
     if not re.fullmatch(r"[0-9]{1,9}", given):

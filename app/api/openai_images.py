@@ -11,7 +11,6 @@ import pybase64
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
-from litestar.response.base import ASGIResponse
 from pydantic import Field
 
 from app.api._fields import PictureFields
@@ -53,7 +52,7 @@ async def generate(
     request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
     heartbeat: NamedDependency[float],
-) -> ASGIResponse | Response[bytes]:
+) -> Response[bytes]:
     """Draw pictures; with `stream: true` as server-sent events that OpenAI's SDKs understand."""
     job = service.submit(data.to_arguments(), owner="local", door="openai")
     if data.stream:
@@ -79,7 +78,7 @@ async def generate_with_progress(
     request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
     heartbeat: NamedDependency[float],
-) -> ASGIResponse:
+) -> EventStream:
     """The same body; events `progress`, then `done` with the pictures, or `error`."""
     job = service.submit(data.to_arguments(), owner="local", door="openai-progress")
     frames = _progress_frames(request, service, job, url=data.response_format == "url")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -183,7 +182,7 @@ def _or(given: T | None, default: T) -> T:
 
 
 def _within(param: str, value: N, low: N, high: N) -> N:
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:  # NaN is not within anything
         raise InvalidRequest(f"{param} must be between {low} and {high}.", param=param)
     return value
 

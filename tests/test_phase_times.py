@@ -1,0 +1,223 @@
+"""Measured seconds: there is always an expectation, and it becomes true by measuring.
+
+Promised: never measured, it is a prior; a relative of the same model on the same device is scaled
+to the work; the very same kind of work is a running mean. All of it survives a restart, and a
+damaged file costs estimates only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from app.domain.events import Phase
+from app.domain.model_card import Defaults, Limits, ModelCard
+from app.domain.progress import WORK_PHASES
+from app.domain.request import Arguments, GenerationRequest
+from app.phase_times import PhaseTimes
+
+CARD = ModelCard(
+    id="painter",
+    family="fake",
+    source="/",
+    tasks=("text2image", "image2image"),
+    defaults=Defaults(sampler="euler", width=256, height=256, num_inference_steps=10),
+    limits=Limits(max_side=2048),
+)
+MEASURED: dict[Phase, float] = {
+    "initializing": 0.5,
+    "loading_model": 3.0,
+    "preparing": 0.25,
+    "generating": 8.0,
+    "post_processing": 1.0,
+}
+
+
+def wish(
+    side: int = 256, steps: int = 10, n: int = 1, image: bytes | None = None, model: str = ""
+) -> GenerationRequest:
+    card = CARD.model_copy(update={"id": model or CARD.id})
+    given = Arguments(
+        prompt="a fox", width=side, height=side, num_inference_steps=steps, n=n, image=image
+    )
+    return card.resolve(given, draw_seed=lambda: 1)
+
+
+def expect(
+    times: PhaseTimes, request: GenerationRequest, device: str = "cpu", *, loaded: bool = False
+) -> Mapping[Phase, float]:
+    return times.expect(request, device, loaded=loaded)
+
+
+def taught(request: GenerationRequest | None = None, file: Path | None = None) -> PhaseTimes:
+    times = PhaseTimes(file)
+    times.learn(request or wish(), "cpu", MEASURED, loaded=False)
+    return times
+
+
+def test_a_fresh_installation_expects_something_for_every_phase() -> None:
+    expected = expect(PhaseTimes(), wish())
+    assert tuple(expected) == WORK_PHASES
+    assert all(math.isfinite(seconds) and seconds > 0 for seconds in expected.values())
+
+
+def test_without_measurements_more_work_is_expected_to_take_longer_in_proportion() -> None:
+    times = PhaseTimes()
+    small, large = expect(times, wish(256, 10)), expect(times, wish(512, 20))
+    assert large["generating"] == pytest.approx(8 * small["generating"])
+    assert large["post_processing"] == pytest.approx(4 * small["post_processing"])
+    assert large["loading_model"] == small["loading_model"]
+
+
+def test_what_was_measured_once_is_expected_exactly() -> None:
+    times = taught()
+    assert expect(times, wish()) == MEASURED
+    assert times.knows(wish(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("request_", "device"),
+    [(wish(steps=11), "cpu"), (wish(264), "cpu"), (wish(), "cuda"), (wish(model="other"), "cpu")],
+)
+def test_other_work_is_not_known(request_: GenerationRequest, device: str) -> None:
+    assert not taught().knows(request_, device)
+
+
+def test_a_relative_is_scaled_to_the_work() -> None:
+    expected = expect(taught(), wish(512, 20))
+    assert expected["generating"] == pytest.approx(8.0 * 4 * 2)
+    assert expected["post_processing"] == pytest.approx(1.0 * 4)
+    assert expected["preparing"] == MEASURED["preparing"]
+    assert expected["loading_model"] == MEASURED["loading_model"]
+
+
+def test_the_nearest_relative_speaks() -> None:
+    times = taught(wish(256, 10))
+    times.learn(wish(1024, 10), "cpu", {"generating": 500.0}, loaded=True)
+    assert expect(times, wish(288, 10))["generating"] == pytest.approx(8.0 * (288 / 256) ** 2)
+    assert expect(times, wish(960, 10))["generating"] == pytest.approx(500 * (960 / 1024) ** 2)
+    assert expect(times, wish(1024, 5))["generating"] == pytest.approx(250.0)
+
+
+def test_an_edit_is_related_by_the_steps_that_really_run() -> None:
+    edit = wish(steps=20, image=b"i")  # strength 0.75: 15 steps
+    assert expect(taught(), edit)["generating"] == pytest.approx(8.0 * 15 / 10)
+
+
+@pytest.mark.parametrize(("device", "model"), [("cuda", ""), ("cpu", "other")])
+def test_another_device_or_model_is_no_relative(device: str, model: str) -> None:
+    request = wish(model=model)
+    assert expect(taught(), request, device) == expect(PhaseTimes(), request, device)
+
+
+def test_several_images_take_their_number_of_times_to_draw_and_encode() -> None:
+    one, three = expect(taught(), wish()), expect(taught(), wish(n=3))
+    for phase in WORK_PHASES:
+        times = 3 if phase in ("generating", "post_processing") else 1
+        assert three[phase] == pytest.approx(times * one[phase])
+
+
+def test_a_measurement_of_several_images_counts_for_one() -> None:
+    times = taught(wish(n=4))
+    assert expect(times, wish())["generating"] == 2.0
+    assert expect(times, wish())["post_processing"] == 0.25
+    assert expect(times, wish())["preparing"] == MEASURED["preparing"]
+    assert expect(times, wish(n=4)) == MEASURED
+
+
+def test_a_model_that_is_loaded_costs_no_load() -> None:
+    assert expect(taught(), wish(), loaded=True) == {**MEASURED, "loading_model": 0.0}
+    assert expect(PhaseTimes(), wish(), loaded=True)["loading_model"] == 0.0
+
+
+def test_a_model_that_was_loaded_teaches_no_load() -> None:
+    times = taught()
+    times.learn(wish(), "cpu", {**MEASURED, "loading_model": 0.0}, loaded=True)
+    assert expect(times, wish())["loading_model"] == MEASURED["loading_model"]
+
+
+def test_one_wild_measurement_moves_an_expectation_by_thirty_percent_of_the_difference() -> None:
+    times = taught()
+    times.learn(wish(), "cpu", {"generating": 108.0}, loaded=True)
+    assert expect(times, wish())["generating"] == pytest.approx(8.0 + 30.0)
+
+
+def test_a_machine_that_became_faster_is_believed_after_a_dozen_runs() -> None:
+    times = taught()
+    for _ in range(12):
+        times.learn(wish(), "cpu", {"generating": 2.0}, loaded=True)
+    assert expect(times, wish())["generating"] == pytest.approx(2.0, rel=0.05)
+
+
+def test_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "down" / "times.json"
+    taught(file=file).save()
+    assert expect(PhaseTimes(file), wish()) == MEASURED
+    assert [path.name for path in file.parent.iterdir()] == ["times.json"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"\xff\xfe\x00",
+        b'[{"key": {}, "seconds": 1}]',
+        b'[{"key": 1, "seconds": "x"}]',
+        b'{"a": 1}',
+    ],
+)
+def test_a_damaged_file_costs_estimates_and_nothing_else(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "times.json"
+    file.write_bytes(damage)
+    times = PhaseTimes(file)
+    assert expect(times, wish()) == expect(PhaseTimes(), wish())
+    times.learn(wish(), "cpu", MEASURED, loaded=False)
+    times.save()
+    assert expect(PhaseTimes(file), wish()) == MEASURED
+
+
+def test_half_a_file_is_damage_too(tmp_path: Path) -> None:
+    file = tmp_path / "times.json"
+    taught(file=file).save()
+    file.write_bytes(file.read_bytes()[:-20])
+    assert expect(PhaseTimes(file), wish()) == expect(PhaseTimes(), wish())
+
+
+def test_a_save_that_fails_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "times.json"
+    times = taught(file=file)
+    times.save()
+    before = file.read_bytes()
+    times.learn(wish(512), "cpu", MEASURED, loaded=False)
+
+    def half(path: Path, data: bytes) -> int:
+        with path.open("wb") as target:
+            target.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with contextlib.suppress(OSError):
+            times.save()
+    assert file.read_bytes() == before
+    times.save()
+    assert PhaseTimes(file).knows(wish(512), "cpu")
+
+
+def test_nothing_new_is_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "times.json"
+    times = taught(file=file)
+    times.save()
+    os.utime(file, (0, 0))
+    times.save()
+    PhaseTimes(file).save()
+    assert file.stat().st_mtime == 0
