@@ -89,7 +89,7 @@ def load_settings(**given: object) -> Settings:
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except (ValidationError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(str(error)) from error
+        raise ConfigurationError(_mistakes(error)) from error
 
 
 def load_cards(folder: Path) -> dict[str, ModelCard]:
@@ -102,13 +102,20 @@ def load_cards(folder: Path) -> dict[str, ModelCard]:
         try:
             card = ModelCard.model_validate(tomllib.loads(path.read_text("utf-8")))
         except (ValidationError, tomllib.TOMLDecodeError, OSError) as error:
-            raise ConfigurationError(f"{path.name}: {error}") from error
+            raise ConfigurationError(f"{path.name}: {_mistakes(error)}") from error
         if card.id in cards:
             raise ConfigurationError(f"{path.name}: a second card for {card.id}")
         cards[card.id] = card.model_copy(update={"source": _source(card.source, path)})
     if not cards:
         raise ConfigurationError(f"there is no model card in {folder}")
     return cards
+
+
+def _mistakes(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return "; ".join(found)
 
 
 def _source(source: str, card_file: Path) -> str:

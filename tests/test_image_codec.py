@@ -207,7 +207,7 @@ def test_a_photograph_is_turned_upright(orientation: int) -> None:
         4: upright[::-1],
         5: upright.transpose(1, 0, 2),
         6: np.rot90(upright, 1),
-        7: np.rot90(upright, 1)[:, ::-1].transpose(1, 0, 2)[::-1].transpose(1, 0, 2)[::-1],
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
         8: np.rot90(upright, -1),
     }[orientation]
     exif = Image.Exif()

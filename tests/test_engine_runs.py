@@ -1,0 +1,89 @@
+"""What the real engine tells while it draws, and how a run ends.
+
+Promised: phases, steps and images come in one order; a run that is called off leaves at once and
+decodes nothing more; numbers that are none make no picture; a full device spoils only its own run.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.domain.errors import Cancelled, InvalidOutput, OutOfMemory
+from app.domain.events import EngineEvent, ImageFinished, PhaseStarted, StepFinished
+from app.engines import stable_diffusion
+from tests.painter import Painter, pictures, steps
+
+
+@pytest.fixture(scope="module")
+def sketch() -> Painter:
+    return Painter("sketch", stable_diffusion)
+
+
+def test_phases_steps_and_images_are_told_in_this_order(sketch: Painter) -> None:
+    told = sketch.run(sketch.wish(n=2, num_inference_steps=2))
+    brief = [event.index if isinstance(event, ImageFinished) else event for event in told]
+    assert brief == [
+        PhaseStarted("preparing"),
+        PhaseStarted("generating", 4),
+        StepFinished(1),
+        StepFinished(2),
+        0,
+        StepFinished(3),
+        StepFinished(4),
+        PhaseStarted("post_processing"),
+        1,
+    ]
+
+
+@pytest.mark.parametrize(("n", "at_step", "decoded"), [(1, 3, 0), (1, 5, 0), (2, 8, 1)])
+def test_a_run_that_is_called_off_leaves_at_once_and_decodes_nothing_more(
+    sketch: Painter, monkeypatch: pytest.MonkeyPatch, n: int, at_step: int, decoded: int
+) -> None:
+    decodings: list[int] = []
+    decode = sketch.pipeline.vae.decode
+
+    def counted(*given: object, **named: object) -> object:
+        decodings.append(1)
+        return decode(*given, **named)
+
+    monkeypatch.setattr(sketch.pipeline.vae, "decode", counted)
+    events: list[EngineEvent] = []
+
+    def stop(event: EngineEvent) -> None:
+        events.append(event)
+        if event == StepFinished(at_step):
+            raise Cancelled("Somebody asked for it to stop.")
+
+    with pytest.raises(Cancelled):
+        sketch.run(sketch.wish(n=n), stop)
+    assert events[-1] == StepFinished(at_step)
+    assert steps(events) == list(range(1, at_step + 1))
+    assert len(decodings) == decoded
+    assert len(pictures(sketch.run(sketch.wish()))) == 1  # the engine is as good as new
+    assert len(decodings) == decoded + 1
+
+
+def test_numbers_that_are_none_make_no_picture() -> None:
+    painter = Painter("sketch", stable_diffusion)
+    with torch.no_grad():
+        painter.pipeline.unet.conv_out.weight[0, 0, 0, 0] = torch.nan
+    events: list[EngineEvent] = []
+    with pytest.raises(InvalidOutput):
+        painter.run(painter.wish(), events.append)
+    assert PhaseStarted("post_processing") not in events
+    assert pictures(events) == []
+
+
+def test_a_device_without_room_says_so_and_draws_the_next(
+    sketch: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory at 0x7f00")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sketch.pipeline.unet, "forward", full)
+        with pytest.raises(OutOfMemory) as caught:
+            sketch.run(sketch.wish())
+    assert "0x" not in caught.value.message
+    assert len(pictures(sketch.run(sketch.wish()))) == 1
