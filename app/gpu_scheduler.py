@@ -305,12 +305,14 @@ class GpuScheduler:
         if isinstance(event, ImageFinished):
             image_id = self._new_id()
             await self._images.put(image_id, StoredImage(event.image, event.media_type))
-            self._board.publish(entry.job.id, ImageReady(event.index, image_id, event.seed))
+            self._board.publish(
+                entry.job.id, ImageReady(event.index, image_id, event.seed, event.prompt_tokens)
+            )
         else:
             self._board.publish(entry.job.id, entry.meter.observe(event, time.monotonic()))
 
     def _fail(self, job: Job, error: EaselError) -> None:
-        self._board.publish(job.id, Failed(error.code, error.message))
+        self._board.publish(job.id, Failed(error.code, error.message, error.param))
 
     def _again(self, entry: _Entry) -> None:
         """A second attempt, first in line, with a fresh meter: its progress starts over."""

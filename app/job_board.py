@@ -2,7 +2,7 @@
 
 What you can rely on: events of a job are numbered from 1 without gaps; exactly one of them is
 terminal and it is the last; whoever follows a job from any number sees every later event once, in
-order; an ended job can be read until `keep` newer ones have ended.
+order; an ended job can be read until `keep` newer ones have ended, without its input pictures.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class JobBoard:
         entry.news.set()
         entry.news = asyncio.Event()
         if isinstance(event, TERMINAL):
+            entry.job.request = entry.job.request.without_pictures()
             self._ended.append(job_id)
             while len(self._ended) > self._keep:
                 self._entries.pop(self._ended.pop(0), None)

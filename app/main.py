@@ -6,15 +6,15 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import diffugen, health, jobs, openai_images
-from app.api._http import EXCEPTION_HANDLERS, add_request_id
+from app.api import diffugen, health, jobs, openai
+from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.gpu_scheduler import GpuScheduler, SchedulerLimits
 from app.job_board import JobBoard
 from app.phase_times import PhaseTimes
@@ -74,12 +74,20 @@ def create_app(settings: Settings, service: ImageService, scheduler: GpuSchedule
     def provide_service() -> ImageService:
         return service
 
-    def provide_heartbeat() -> float:
-        return settings.heartbeat_interval
+    doors = DoorSettings(
+        heartbeat=settings.heartbeat_interval,
+        on_hang_up=settings.on_hang_up,
+        json_heartbeat_after=settings.json_heartbeat_after,
+        efforts=settings.quality,
+    )
+
+    def provide_doors() -> DoorSettings:
+        return doors
 
     return Litestar(
         [
-            *openai_images.HANDLERS,
+            *openai.HANDLERS,
+            Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
             *diffugen.HANDLERS,
             *jobs.HANDLERS,
             *health.HANDLERS,
@@ -87,7 +95,7 @@ def create_app(settings: Settings, service: ImageService, scheduler: GpuSchedule
         lifespan=[workers],
         dependencies={
             "service": Provide(provide_service, sync_to_thread=False),
-            "heartbeat": Provide(provide_heartbeat, sync_to_thread=False),
+            "doors": Provide(provide_doors, sync_to_thread=False),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         before_send=[add_request_id],

@@ -5,14 +5,17 @@ from __future__ import annotations
 import fnmatch
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 
-from app.domain.errors import InvalidRequest, UnknownModel
+from app.attendance import Attendance
+from app.domain.errors import InvalidRequest, NotFound, UnknownModel
 from app.domain.events import NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard
+from app.recent_requests import Attempt, RecentRequests
 from app.store.image_files import ImageFiles, StoredImage
 from app.workers.base import SlotInfo
 
@@ -39,6 +42,8 @@ class ImageService:
         self._scheduler = scheduler
         self._board = board
         self._images = images
+        self._attendance = Attendance(scheduler.cancel)
+        self._recent = RecentRequests()
         self._names = {name: card for card in cards.values() for name in (card.id, *card.aliases)}
 
     # -- models ------------------------------------------------------------------------------------
@@ -80,13 +85,51 @@ class ImageService:
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT)
         )
 
-    def submit(self, given: Arguments, *, owner: str, door: str, family: str | None = None) -> Job:
-        """Take a job. Raises InvalidRequest, QueueFull, ShuttingDown; then no job exists."""
+    def submit(
+        self,
+        given: Arguments,
+        *,
+        owner: str,
+        door: str,
+        family: str | None = None,
+        grace: float = 0.0,
+    ) -> Job:
+        """Take a job. When all who attend it have left, it goes on for `grace` seconds.
+
+        Raises InvalidRequest, QueueFull, ShuttingDown; then no job exists.
+        """
         request = self.resolve(given, family)
         self._scheduler.check_room()
         job = self._board.open(request, owner=owner, door=door)
+        self._attendance.grant(job.id, grace)
         self._scheduler.submit(job, self._cards[request.model])
         return job
+
+    def submit_once(
+        self, attempt: Attempt, given: Arguments, *, door: str, grace: float = 0.0
+    ) -> tuple[Job, bool]:
+        """The job of the request that this one repeats, and True; or else a new job, and False.
+
+        A job that failed or was cancelled is not given again: a retry then draws anew.
+        Raises what `submit` raises, and KeyReused.
+        """
+        known = self._recent.find(attempt)
+        if known is not None:
+            with suppress(NotFound):  # forgotten meanwhile
+                job = self._board.get(known)
+                if job.status in ("queued", "running", "succeeded"):
+                    return job, True
+        job = self.submit(given, owner=attempt.owner, door=door, grace=grace)
+        self._recent.remember(attempt, job.id)
+        return job, False
+
+    def attend(self, job: Job) -> None:
+        """Somebody waits for the job; `leave` must follow."""
+        self._attendance.attend(job.id)
+
+    async def leave(self, job: Job) -> None:
+        """One who attended the job has gone. After the last, its grace begins to run."""
+        await self._attendance.leave(job.id)
 
     def estimate(self, given: Arguments) -> tuple[GenerationRequest, float]:
         """What would be drawn, and in how many seconds it would be done. Raises InvalidRequest."""

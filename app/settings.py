@@ -55,6 +55,10 @@ class Settings(BaseSettings):
     heartbeat_interval: PositiveFloat = 15.0
     drain_seconds: float = Field(default=5.0, ge=0)
     max_body: PositiveInt = 1_000_000
+    max_upload: PositiveInt = 64_000_000
+    on_hang_up: str = Field(default="cancel", pattern=r"^(cancel|finish|grace:\d{1,5})$")
+    json_heartbeat_after: float = Field(default=0.0, ge=0)
+    quality: dict[str, PositiveFloat] = Field(default_factory=dict)
     keep_jobs: PositiveInt = 1000
     image_memory: PositiveInt = 256 * 1024 * 1024
 

@@ -122,7 +122,8 @@ def test_a_stream_ends_with_a_completed_picture_for_each_image(client: OpenAI) -
     assert [event.type for event in events] == ["image_generation.completed"] * 2
     assert [(event.image_index, event.seed) for event in events] == [(0, 3), (1, 4)]
     assert colour_at(from_base64(events[0].b64_json), 0.5, 0.5) == "red"
-    assert events[0].usage.total_tokens == 0
+    assert events[0].usage.input_tokens_details.text_tokens > 5
+    assert events[0].usage.output_tokens == 256  # patches of 16 x 16 pixels
 
 
 def test_flux_draws_behind_the_same_door(client: OpenAI) -> None:

@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from app.domain.errors import InvalidRequest
 from app.domain.request import Arguments
 
+_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _SIZE = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
 
 
 class PictureFields(BaseModel):
     """What to draw. Fields that are null or "" count as not given; unknown ones are ignored."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow", protected_namespaces=())
 
     ALIASES: ClassVar[dict[str, tuple[str, ...]]] = {
         "num_inference_steps": ("steps", "step"),
@@ -75,6 +76,11 @@ class PictureFields(BaseModel):
                 param="background",
             )
         return self
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of fields that this body does not have, as far as they may be repeated to anybody."""
+        return [name for name in self.model_extra or () if _NAME.fullmatch(name)][:20]
 
     def to_arguments(self) -> Arguments:
         """The same in diffusers' names. Raises InvalidRequest."""

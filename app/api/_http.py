@@ -6,7 +6,6 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -29,6 +28,7 @@ STATUS: dict[str, int] = {
     errors.InvalidRequest.code: 400,
     errors.UnknownModel.code: 404,
     errors.NotFound.code: 404,
+    errors.KeyReused.code: 422,  # 409 would make SDKs try again
     errors.QueueFull.code: 429,
     errors.Unavailable.code: 503,
     errors.ShuttingDown.code: 503,
@@ -38,7 +38,7 @@ STATUS: dict[str, int] = {
     errors.ModelUnavailable.code: 500,
     errors.WorkerCrashed.code: 500,
     errors.TimedOut.code: 504,
-    # Somebody else cancelled the job that this client waits for. 409 would make SDKs try again.
+    # Somebody else cancelled the job that this client waits for.
     errors.Cancelled.code: 422,
     errors.EaselError.code: 500,
 }
@@ -65,6 +65,15 @@ _MESSAGES = {
 """Texts for what the framework refuses; its own may quote the request."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class DoorSettings(msgspec.Struct, frozen=True):
+    """What doors need to know of the settings; see config/easel.toml. Times are seconds."""
+
+    heartbeat: float
+    on_hang_up: str
+    json_heartbeat_after: float
+    efforts: dict[str, float]
 
 
 class ClientLeft(Exception):
@@ -176,30 +185,44 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-async def wait_for(request: Request[Any, Any, Any], service: ImageService, job: Job) -> Job:
-    """The ended job. When the client leaves first, the job is cancelled within a step.
+async def wait_for(
+    request: Request[Any, Any, Any],
+    service: ImageService,
+    job: Job,
+    *,
+    patience: float | None = None,
+) -> bool:
+    """Wait until the job has ended well; False when it has not after `patience` seconds.
 
-    The web server only notes that a client has left; the handler would run on (uvicorn 0.54).
+    When the client leaves first, the job is left: its policy says what follows. The web server only
+    notes that a client has left, and would let the handler run on (uvicorn 0.54).
 
     Raises:
         ClientLeft: there is nobody to answer.
         EaselError: the job failed or was cancelled elsewhere.
     """
+    service.attend(job)
     ended = asyncio.create_task(service.wait(job.id))
     left = asyncio.create_task(_hang_up(request.receive))
     try:
-        await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
+        await asyncio.wait({ended, left}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        if left.done() and not ended.done():
             raise ClientLeft
+        if not ended.done():
+            return False
     finally:
         await _end(ended, left)
-        if not job.ended:
-            await service.cancel(job.id)
+        await service.leave(job)
+    if (error := error_of(job)) is not None:
+        raise error
+    return True
+
+
+def error_of(job: Job) -> errors.EaselError | None:
+    """What an ended job ended with, if not well."""
     if job.status == "failed":
-        raise errors.error_from(job.error_code or "", job.error_message or "")
-    if job.status == "cancelled":
-        raise errors.Cancelled("The job was cancelled.")
-    return job
+        return errors.error_from(job.error_code or "", job.error_message or "", job.error_param)
+    return errors.Cancelled("The job was cancelled.") if job.status == "cancelled" else None
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:
@@ -217,27 +240,33 @@ def sse(event: str, data: object, id: int | None = None) -> bytes:
     return f"{head}event: {event}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
 
 
-HEARTBEAT = b": heartbeat\n\n"
+class LongAnswer(Response[bytes]):
+    """An answer that is sent piece by piece, and is sure to be cleaned up.
 
-
-class EventStream(Response[bytes]):
-    """A `text/event-stream` answer that is sure to be cleaned up.
-
-    `frames` are sent as they come, with comments when none comes for `heartbeat` seconds. However it
-    ends (all sent, client gone, task cancelled while sending), the generator is closed and then
+    `pieces` are sent as they come, and `heartbeat` whenever none comes for `interval` seconds. However
+    it ends (all sent, client gone, task cancelled while sending), the generator is closed and then
     `on_close` awaited. Litestar's own `Stream` leaves a generator that is blocked in `send` to the
     garbage collector, where a job would go on drawing for nobody.
     """
 
     def __init__(
         self,
-        frames: AsyncGenerator[bytes, None],
+        pieces: AsyncGenerator[bytes, None],
         *,
-        heartbeat: float,
+        media_type: str,
+        heartbeat: bytes,
+        interval: float,
         on_close: Callable[[], Awaitable[object]] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(b"")
-        self._sending = _Sending(frames, heartbeat, on_close)
+        self._sending = _Sending(
+            headers={**_NOT_BUFFERED, **(headers or {})}, media_type=media_type
+        )
+        self._sending.pieces = with_heartbeat(pieces, heartbeat, interval)
+        self._sending.on_close = [self._sending.pieces.aclose, pieces.aclose]
+        if on_close is not None:
+            self._sending.on_close.append(on_close)
 
     def to_asgi_response(
         self, app: Litestar | None, request: Request[Any, Any, Any], **_: Any
@@ -245,22 +274,34 @@ class EventStream(Response[bytes]):
         return self._sending
 
 
-class _Sending(ASGIResponse):
-    _should_set_content_length = False
+_NOT_BUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class EventStream(LongAnswer):
+    """A `text/event-stream`, with comments as heartbeat. See `LongAnswer`."""
 
     def __init__(
         self,
         frames: AsyncGenerator[bytes, None],
+        *,
         heartbeat: float,
-        on_close: Callable[[], Awaitable[object]] | None,
+        on_close: Callable[[], Awaitable[object]] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            frames,
             media_type="text/event-stream",
+            heartbeat=b": heartbeat\n\n",
+            interval=heartbeat,
+            on_close=on_close,
+            headers=headers,
         )
-        self._frames = frames
-        self._heartbeat = heartbeat
-        self._on_close = on_close
+
+
+class _Sending(ASGIResponse):
+    _should_set_content_length = False
+    pieces: AsyncGenerator[bytes, None]
+    on_close: list[Callable[[], Awaitable[object]]]
 
     async def send_body(self, send: Send, receive: Receive) -> None:
         sending = asyncio.create_task(self._send_all(send))
@@ -271,30 +312,31 @@ class _Sending(ASGIResponse):
                 sending.result()
         finally:
             await _end(sending, left)
-            await self._frames.aclose()
-            if self._on_close is not None:
-                await self._on_close()
+            for close in self.on_close:
+                await close()
 
     async def _send_all(self, send: Send) -> None:
-        async for frame in with_heartbeat(self._frames, self._heartbeat):
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        async for piece in self.pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def with_heartbeat(frames: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    """`frames`, and a comment for every `seconds` in which there is none."""
-    upcoming = asyncio.ensure_future(anext(frames, None))
+async def with_heartbeat(
+    pieces: AsyncIterator[bytes], heartbeat: bytes, interval: float
+) -> AsyncGenerator[bytes, None]:
+    """`pieces`, and `heartbeat` for every `interval` seconds in which there is none."""
+    upcoming = asyncio.ensure_future(anext(pieces, None))
     try:
         while True:
-            with suppress(TimeoutError):
-                frame = await asyncio.wait_for(asyncio.shield(upcoming), seconds)
-                if frame is None:
-                    return
-                upcoming = asyncio.ensure_future(anext(frames, None))
-                yield frame
+            done, _ = await asyncio.wait({upcoming}, timeout=interval)
+            if not done:
+                yield heartbeat
                 continue
-            yield HEARTBEAT
+            piece = upcoming.result()
+            if piece is None:
+                return
+            upcoming = asyncio.ensure_future(anext(pieces, None))
+            yield piece
     finally:
         upcoming.cancel()
-        with suppress(asyncio.CancelledError):
-            await upcoming
+        await asyncio.gather(upcoming, return_exceptions=True)

@@ -13,7 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody
 
 from app.api._fields import PictureFields
-from app.api._http import EventStream, require_json, sse, wait_for
+from app.api._http import DoorSettings, EventStream, require_json, sse, wait_for
 from app.domain.events import Failed, JobCancelled, NumberedEvent, Progressed, Queued, Succeeded
 from app.domain.job import Job
 from app.service import ImageService
@@ -38,9 +38,9 @@ def _stream(
     data: DiffuGenBody, service: ImageService, heartbeat: float, family: str | None
 ) -> EventStream:
     job = service.submit(data.to_arguments(), owner="local", door="diffugen", family=family)
-    return EventStream(
-        _frames(service, job), heartbeat=heartbeat, on_close=lambda: service.cancel(job.id)
-    )
+    service.attend(job)
+    frames = _frames(service, job)
+    return EventStream(frames, heartbeat=heartbeat, on_close=lambda: service.leave(job))
 
 
 async def _result(service: ImageService, job: Job) -> dict[str, Any]:
@@ -130,9 +130,9 @@ def _routes(path: str, family: str | None) -> list[HTTPRouteHandler]:
     async def stream(
         data: JSONBody[DiffuGenBody],
         service: NamedDependency[ImageService],
-        heartbeat: NamedDependency[float],
+        doors: NamedDependency[DoorSettings],
     ) -> EventStream:
-        return _stream(data, service, heartbeat, family)
+        return _stream(data, service, doors.heartbeat, family)
 
     return [generate, stream]
 

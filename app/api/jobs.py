@@ -13,7 +13,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.api._fields import PictureFields
-from app.api._http import EventStream, require_json, sse
+from app.api._http import DoorSettings, EventStream, require_json, sse
 from app.domain.errors import InvalidRequest
 from app.domain.events import Queued
 from app.domain.job import Job
@@ -60,14 +60,14 @@ async def job_events(
     job_id: FromPath[str],
     request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
-    heartbeat: NamedDependency[float],
+    doors: NamedDependency[DoorSettings],
 ) -> EventStream:
     """All events of the job, from 1 or from behind `Last-Event-ID`, to the terminal one."""
     given = request.headers.get("last-event-id", "0")
     if not re.fullmatch(r"[0-9]{1,9}", given):
         raise InvalidRequest("Last-Event-ID must be a number.", param="Last-Event-ID")
     service.job(job_id)
-    return EventStream(_frames(service, job_id, int(given)), heartbeat=heartbeat)
+    return EventStream(_frames(service, job_id, int(given)), heartbeat=doors.heartbeat)
 
 
 @get("/images/{image_id:str}")

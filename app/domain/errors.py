@@ -3,6 +3,7 @@
     EaselError
     ├── InvalidRequest       the client can mend it: a value, a limit, a name
     │   ├── UnknownModel         no card answers to this id
+    │   ├── KeyReused            an idempotency key that stands for another request
     │   └── NotFound             no such job or picture
     ├── Unavailable          the same request may work later
     │   ├── QueueFull            carries the seconds after which to try again
@@ -43,6 +44,10 @@ class InvalidRequest(EaselError):
 
 class UnknownModel(InvalidRequest):
     code = "model_not_found"
+
+
+class KeyReused(InvalidRequest):
+    code = "idempotency_key_reused"
 
 
 class NotFound(InvalidRequest):
@@ -99,12 +104,12 @@ def _family(root: type[EaselError]) -> list[type[EaselError]]:
     return [root, *(leaf for child in root.__subclasses__() for leaf in _family(child))]
 
 
-def error_from(code: str, message: str) -> EaselError:
+def error_from(code: str, message: str, param: str | None = None) -> EaselError:
     """The error of the tree that carries `code`: how a failure comes back from another process.
 
     An unknown code becomes a plain `GenerationFailed`.
     """
     for kind in _family(EaselError):
         if kind.code == code and kind is not QueueFull:
-            return kind(message)
-    return GenerationFailed(message)
+            return kind(message, param=param)
+    return GenerationFailed(message, param=param)

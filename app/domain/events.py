@@ -45,12 +45,16 @@ class StepFinished(Event, frozen=True, tag="step_finished"):
 
 
 class ImageFinished(Event, frozen=True, tag="image_finished"):
-    """Image `index` (from 0) is drawn and encoded; `media_type` says how."""
+    """Image `index` (from 0) is drawn and encoded; `media_type` says how.
+
+    `prompt_tokens` is how many tokens the text encoder made of the prompt.
+    """
 
     index: int
     image: bytes
     seed: int
     media_type: str
+    prompt_tokens: int = 0
 
 
 EngineEvent = PhaseStarted | StepFinished | ImageFinished
@@ -96,6 +100,7 @@ class ImageReady(Event, frozen=True, tag="image_ready"):
     index: int
     image_id: str
     seed: int
+    prompt_tokens: int = 0
 
 
 class Succeeded(Event, frozen=True, tag="succeeded"):
@@ -103,10 +108,11 @@ class Succeeded(Event, frozen=True, tag="succeeded"):
 
 
 class Failed(Event, frozen=True, tag="failed"):
-    """`code` is one of `domain.errors`, `message` a sentence for the client."""
+    """`code` is one of `domain.errors`, `message` a sentence for the client, `param` a field's name."""
 
     code: str
     message: str
+    param: str | None = None
 
 
 class JobCancelled(Event, frozen=True, tag="cancelled"):

@@ -49,9 +49,11 @@ class Job(msgspec.Struct, kw_only=True):
     message: str = ""
     step: int | None = None
     total_steps: int | None = None
+    prompt_tokens: int = 0
     images: dict[int, JobImage] = msgspec.field(default_factory=dict)
     error_code: str | None = None
     error_message: str | None = None
+    error_param: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -78,12 +80,14 @@ class Job(msgspec.Struct, kw_only=True):
                 self.step, self.total_steps = event.step, event.total_steps
             case ImageReady():
                 self.images[event.index] = JobImage(event.index, event.image_id, event.seed)
+                self.prompt_tokens = event.prompt_tokens
             case Succeeded():
                 self.status, self.progress, self.fraction = "succeeded", 100.0, 1.0
                 self.eta_seconds = 0.0
             case Failed():
                 self.status, self.eta_seconds = "failed", 0.0
                 self.error_code, self.error_message = event.code, event.message
+                self.error_param = event.param
             case JobCancelled():
                 self.status, self.eta_seconds = "cancelled", 0.0
             case _:

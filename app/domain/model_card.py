@@ -31,8 +31,13 @@ class Defaults(_Part):
     true_cfg_scale: float = Field(default=1.0, ge=1)
     sampler: str
     strength: float = Field(default=0.75, gt=0, le=1)
+    inpaint_strength: float = Field(default=1.0, gt=0, le=1)
     negative_prompt: str = ""
     max_sequence_length: PositiveInt = 77
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
 
 
 class Limits(_Part):
@@ -86,6 +91,8 @@ class ModelCard(_Part):
         """
         default, limit = self.defaults, self.limits
         task = self._task(given)
+        usual_size = self._fitted(given.image_size) if given.image_size else default.size
+        usual_strength = default.inpaint_strength if task == "inpaint" else default.strength
         sampler = samplers.normalise(given.sampler) if given.sampler else default.sampler
         if sampler not in self.samplers:
             known = ", ".join(self.samplers)
@@ -95,16 +102,16 @@ class ModelCard(_Part):
         request = GenerationRequest(
             model=self.id,
             task=task,
-            prompt=self._text("prompt", given.prompt, required=True),
+            prompt=self._text("prompt", given.prompt, required=task != "image2image"),
             negative_prompt=self._text(
                 "negative_prompt", _or(given.negative_prompt, default.negative_prompt)
             ),
             n=_within("n", _or(given.n, 1), 1, limit.max_n),
-            width=self._side("width", _or(given.width, default.width)),
-            height=self._side("height", _or(given.height, default.height)),
+            width=self._side("width", _or(given.width, usual_size[0])),
+            height=self._side("height", _or(given.height, usual_size[1])),
             num_inference_steps=_within(
                 "num_inference_steps",
-                _or(given.num_inference_steps, default.num_inference_steps),
+                _or(given.num_inference_steps, self._usual_steps(given.effort)),
                 1,
                 limit.max_steps,
             ),
@@ -122,12 +129,13 @@ class ModelCard(_Part):
             ),
             sampler=sampler,
             seed=_seed(given.seed, draw_seed),
-            strength=_within("strength", _or(given.strength, default.strength), 0.0, 1.0),
+            strength=_within("strength", _or(given.strength, usual_strength), 0.0, 1.0),
             output_format=_output_format(given.output_format),
             output_compression=_within(
                 "output_compression", _or(given.output_compression, 100), 0, 100
             ),
             max_sequence_length=default.max_sequence_length,
+            previews=_within("previews", _or(given.previews, 0), 0, 10),
             image=given.image,
             mask_image=given.mask_image,
         )
@@ -169,6 +177,21 @@ class ModelCard(_Part):
         if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InvalidRequest(f"{param} holds characters that are not text.", param=param)
         return text
+
+    def _usual_steps(self, effort: float | None) -> int:
+        steps = round(self.defaults.num_inference_steps * _or(effort, 1.0))
+        return min(max(1, steps), self.limits.max_steps)
+
+    def _fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size of an input picture, shrunk or enlarged in proportion to what can be drawn.
+
+        A picture too narrow for both limits keeps its longer side and loses its proportion.
+        """
+        low, high = self.limits.min_side, self.limits.max_side
+        scale = min(1.0, high / max(size))
+        scale = max(scale, min(low / min(size), high / max(size)))
+        width, height = (min(high, max(low, round(side * scale))) for side in size)
+        return width, height
 
     def _side(self, param: str, pixels: int) -> int:
         """The nearest size the model can draw; what is out of its reach is refused, not bent."""

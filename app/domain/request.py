@@ -20,7 +20,11 @@ SEED_LIMIT = 2**32
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True):
-    """What a front door understood of a body, in diffusers' names. None means: not given."""
+    """What a front door understood of a body, in diffusers' names. None means: not given.
+
+    `effort` multiplies the model's default steps where no number of steps is given. `image_size` is
+    that of `image`, upright, in pixels: what is drawn takes it when no size is given.
+    """
 
     prompt: str
     model: str | None = None
@@ -29,15 +33,18 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     width: int | None = None
     height: int | None = None
     num_inference_steps: int | None = None
+    effort: float | None = None
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
     sampler: str | None = None
     seed: int | None = None
     strength: float | None = None
     image: bytes | None = None
+    image_size: tuple[int, int] | None = None
     mask_image: bytes | None = None
     output_format: str | None = None
     output_compression: int | None = None
+    previews: int | None = None
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +53,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     `width` and `height` are pixels. Image i of `n` is drawn with seed `seed + i` on a CPU generator.
     `image` and `mask_image` hold encoded pictures (PNG, JPEG, WebP); a mask is white where the
     picture is to be painted anew. `output_compression` is the encoder quality, 0 to 100, for jpeg
-    and webp.
+    and webp. `previews` is how many unfinished pictures are shown of each image, evenly spread.
     """
 
     model: str
@@ -65,8 +72,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_format: OutputFormat
     output_compression: int
     max_sequence_length: int
+    previews: int = 0
     image: bytes | None = None
     mask_image: bytes | None = None
+
+    def without_pictures(self) -> GenerationRequest:
+        """The same, for history: input pictures can be large."""
+        return msgspec.structs.replace(self, image=None, mask_image=None)
 
     @property
     def media_type(self) -> str:
@@ -85,6 +97,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def total_steps(self) -> int:
         return self.steps_per_image * self.n
+
+    @property
+    def preview_steps(self) -> tuple[int, ...]:
+        """The steps of an image (from 1) after which it is shown: thirds of the way for two."""
+        steps, parts = self.steps_per_image, self.previews + 1
+        at = {steps * part // parts for part in range(1, parts)}
+        return tuple(sorted(at - {0, steps}))
 
     @property
     def size(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest, Task
 from app.engines import image_codec, samplers
 from app.engines.base import Report
+from app.engines.preview import LatentColours, PredictedEnd
 from app.engines.step_gate import StepGate, view_of
 from app.engines.weights import load_pipeline
 
@@ -26,6 +28,10 @@ class Family(Protocol):
 
     def arguments(self, request: GenerationRequest) -> dict[str, Any]: ...
 
+    def tokenizer(self, pipeline: Any) -> Any: ...
+
+    def unpacked(self, pipeline: Any, latents: Any, request: GenerationRequest) -> Any: ...
+
 
 class DiffusersEngine:
     """One loaded pipeline. Requests run in the callers' threads, each on its own view."""
@@ -37,6 +43,7 @@ class DiffusersEngine:
     def load(self, card: ModelCard, device: str) -> None:
         text2image = load_pipeline(card, self._family.PIPELINES["text2image"], device)
         self._pipelines["text2image"] = text2image
+        self._colours = LatentColours(text2image.vae)
         for task in card.tasks:
             if task != "text2image":
                 # The same components under another class: no weight is copied. Without a dtype,
@@ -54,10 +61,11 @@ class DiffusersEngine:
     def _generate(self, request: GenerationRequest, report: Report) -> None:
         report(PhaseStarted("preparing"))
         pipeline = self._pipelines[request.task]
-        gate = StepGate(report, request.total_steps, request.n)
+        gate = StepGate(report, request)
 
         # 1. What all images of the request share.
         arguments = self._family.arguments(request)
+        tokens = len(self._family.tokenizer(pipeline)(request.prompt).input_ids)
         size = (request.width, request.height)
         if request.image is not None:
             arguments["image"] = image_codec.decode_rgb(request.image, "image", size)
@@ -71,6 +79,9 @@ class DiffusersEngine:
                 request.sampler, self._family.NAME, pipeline.scheduler.config
             )
             view = view_of(pipeline, scheduler, gate)
+            if request.previews:
+                end = PredictedEnd(scheduler)
+                gate.preview = partial(self._preview, view, end, request, seed)
             drawn = view(
                 **arguments,
                 generator=torch.Generator("cpu").manual_seed(seed),
@@ -83,7 +94,14 @@ class DiffusersEngine:
             levels = (drawn.float() * 255).round().to(torch.uint8)
             pixels = levels.permute(1, 2, 0).contiguous().cpu().numpy()
             image = image_codec.encode(pixels, request, seed)
-            report(ImageFinished(index, image, seed, request.media_type))
+            report(ImageFinished(index, image, seed, request.media_type, tokens))
+
+    def _preview(
+        self, view: Any, end: PredictedEnd, request: GenerationRequest, seed: int
+    ) -> bytes:
+        latents = self._family.unpacked(view, end.latents(), request)[0]
+        pixels = self._colours.paint(latents, request.width, request.height)
+        return image_codec.encode(pixels, request, seed)
 
     def unload(self) -> None:
         self._pipelines.clear()

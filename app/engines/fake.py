@@ -33,15 +33,25 @@ class FakeEngine:
         report(PhaseStarted("generating", request.total_steps))
         for step in range(1, request.total_steps + 1):
             time.sleep(self._times.step_seconds)
-            report(StepFinished(step))
+            report(StepFinished(step, self._preview(request, step)))
         report(PhaseStarted("post_processing"))
         for index in range(request.n):
             seed = request.seed + index
-            digest = hashlib.sha256(f"{seed} {request.prompt}".encode()).digest()
-            colour = np.frombuffer(digest[:3], np.uint8)
-            pixels = np.broadcast_to(colour, (request.height, request.width, 3))
-            image = image_codec.encode(pixels, request, seed)
-            report(ImageFinished(index, image, seed, request.media_type))
+            image = _flat(request, seed)
+            tokens = len(request.prompt.split())
+            report(ImageFinished(index, image, seed, request.media_type, tokens))
+
+    def _preview(self, request: GenerationRequest, step: int) -> bytes | None:
+        index, done = divmod(step - 1, request.steps_per_image)
+        shown = done + 1 in request.preview_steps
+        return _flat(request, request.seed + index) if shown else None
 
     def unload(self) -> None:
         pass
+
+
+def _flat(request: GenerationRequest, seed: int) -> bytes:
+    digest = hashlib.sha256(f"{seed} {request.prompt}".encode()).digest()
+    colour = np.frombuffer(digest[:3], np.uint8)
+    pixels = np.broadcast_to(colour, (request.height, request.width, 3))
+    return image_codec.encode(pixels, request, seed)

@@ -42,3 +42,15 @@ def arguments(request: GenerationRequest) -> dict[str, Any]:
         given["true_cfg_scale"] = request.true_cfg_scale
         given["negative_prompt"] = request.negative_prompt
     return given
+
+
+def tokenizer(pipeline: Any) -> Any:
+    """The tokenizer whose tokens count as the prompt's: that of T5, which carries the words."""
+    return pipeline.tokenizer_2
+
+
+def unpacked(pipeline: Any, latents: Any, request: GenerationRequest) -> Any:
+    """The denoising loop's latents (1 x patches x 64 for Flux.1) as 1 x channels x height x width."""
+    return pipeline._unpack_latents(  # noqa: SLF001
+        latents, request.height, request.width, pipeline.vae_scale_factor
+    )

@@ -38,3 +38,13 @@ def arguments(request: GenerationRequest) -> dict[str, Any]:
     if request.task != "image2image":  # img2img takes its size from the picture
         given.update(width=request.width, height=request.height)
     return given
+
+
+def tokenizer(pipeline: Any) -> Any:
+    """The tokenizer whose tokens count as the prompt's: the only one."""
+    return pipeline.tokenizer
+
+
+def unpacked(pipeline: Any, latents: Any, request: GenerationRequest) -> Any:
+    """The denoising loop's latents as 1 x channels x height x width: they are that already."""
+    return latents

@@ -12,6 +12,7 @@ is decoded. (Setting `pipe._interrupt` would skip the remaining steps and still 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ import torch
 
 from app.domain.errors import InvalidOutput
 from app.domain.events import PhaseStarted, StepFinished
+from app.domain.request import GenerationRequest
 from app.engines.base import Report
 
 
@@ -32,13 +34,19 @@ def view_of(pipeline: Any, scheduler: Any, gate: StepGate) -> Any:
 
 
 class StepGate:
-    """The gate of one request: it counts the steps of all its images from 1 to `total_steps`."""
+    """The gate of one request: it counts the steps of all its images from 1 to `total_steps`.
 
-    def __init__(self, report: Report, total_steps: int, images: int) -> None:
+    `preview`, set for each image, draws and encodes what is unfinished; it is called after the
+    request's preview steps.
+    """
+
+    def __init__(self, report: Report, request: GenerationRequest) -> None:
+        self.preview: Callable[[], bytes] | None = None
         self._report = report
-        self._total = total_steps
-        self._per_image = total_steps // images
-        self._last_image = images - 1
+        self._preview_steps = request.preview_steps
+        self._total = request.total_steps
+        self._per_image = request.steps_per_image
+        self._last_image = request.n - 1
         self._image = 0
         self._step = 0
 
@@ -84,5 +92,6 @@ class StepGate:
         step = self._image * self._per_image + done
         if step > self._step:
             self._step = step
-            self._report(StepFinished(step))
+            show = self.preview if done in self._preview_steps else None
+            self._report(StepFinished(step, show() if show else None))
         return {}

@@ -114,9 +114,9 @@ class Slot:
             case Happened(run_id, event):
                 if run := self._runs.get(run_id):
                     run.put(event)
-            case RunEnded(run_id, code, text):
+            case RunEnded(run_id, code, text, param):
                 if run := self._runs.pop(run_id, None):
-                    run.put(error_from(code, text) if code else None)
+                    run.put(error_from(code, text, param) if code else None)
             case CallEnded(call_id, code, text):
                 future = self._calls.pop(call_id, None)
                 if future is not None and not future.done():

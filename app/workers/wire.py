@@ -75,6 +75,7 @@ class RunEnded(_Frame, frozen=True, tag="run_ended"):
     run_id: str
     code: str | None = None
     message: str = ""
+    param: str | None = None
 
 
 class CallEnded(_Frame, frozen=True, tag="call_ended"):

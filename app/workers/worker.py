@@ -73,29 +73,33 @@ class Worker:
                 raise Cancelled("The job was cancelled.")
             self._send(Happened(spec.run_id, event))
 
-        code, message = _outcome(lambda: self._host.run(spec.card, spec.request, report))
+        outcome = _outcome(lambda: self._host.run(spec.card, spec.request, report))
         with self._lock:
             self._live.discard(spec.run_id)
             self._cancelled.discard(spec.run_id)
-        self._send(RunEnded(spec.run_id, code, message))
+        self._send(RunEnded(spec.run_id, *outcome))
 
     def _call(self, call: Call) -> None:
         if call.verb == "load":
-            code, message = _outcome(lambda: self._host.load(call.card))
+            code, message, _ = _outcome(lambda: self._host.load(call.card))
         else:
-            code, message = _outcome(lambda: self._host.unload(call.card.id))
+            code, message, _ = _outcome(lambda: self._host.unload(call.card.id))
         self._send(CallEnded(call.call_id, code, message))
 
 
-def _outcome(work: Callable[[], None]) -> tuple[str | None, str]:
-    """Code and message of how `work` ended. A foreign exception's text stays in the log."""
+def _outcome(work: Callable[[], None]) -> tuple[str | None, str, str | None]:
+    """Code, message and field of how `work` ended. A foreign exception's text stays in the log."""
     try:
         work()
     except EaselError as error:
         if not isinstance(error, Cancelled):
             _log.warning("%s: %s", error.code, error.message, exc_info=error.__cause__)
-        return error.code, error.message
+        return error.code, error.message, error.param
     except Exception:
         _log.exception("a run failed")
-        return "generation_failed", "The picture could not be drawn; the server's log says why."
-    return None, ""
+        return (
+            "generation_failed",
+            "The picture could not be drawn; the server's log says why.",
+            None,
+        )
+    return None, "", None

@@ -1,0 +1,205 @@
+"""What clients of the Images API get back: JSON bodies and event streams."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, Literal
+
+import msgspec
+import pybase64
+from litestar import Request
+
+from app.api._http import envelope_of, error_of, sse
+from app.domain.events import (
+    Failed,
+    ImageReady,
+    JobCancelled,
+    NumberedEvent,
+    Progressed,
+    Queued,
+    Succeeded,
+)
+from app.domain.job import Job
+from app.service import ImageService
+
+Operation = Literal["image_generation", "image_edit"]
+
+_PATCH = 16
+"""Pixels of a side that count as one image token: a 2 x 2 patch of latents of an 8x autoencoder."""
+
+
+class Image(msgspec.Struct, omit_defaults=True):
+    seed: int
+    b64_json: msgspec.Raw | None = None
+    url: str | None = None
+
+
+def settings_of(job: Job, quality: str | None) -> dict[str, Any]:
+    """What was really drawn; OpenAI's types want concrete words here, never "auto"."""
+    request = job.request
+    return {
+        "size": request.size,
+        "output_format": request.output_format,
+        "background": "opaque",
+        "quality": quality if quality in ("low", "medium", "high") else "medium",
+    }
+
+
+def usage_of(job: Job, images: int) -> dict[str, Any]:
+    """Tokens of the prompt as the text encoder counts them, and pictures as patches of 16 x 16."""
+    request = job.request
+    patches = (request.width // _PATCH) * (request.height // _PATCH)
+    pictures = 0 if request.task == "text2image" else patches
+    inputs, outputs = job.prompt_tokens + pictures, patches * images
+    return {
+        "input_tokens": inputs,
+        "output_tokens": outputs,
+        "total_tokens": inputs + outputs,
+        "input_tokens_details": {"image_tokens": pictures, "text_tokens": job.prompt_tokens},
+    }
+
+
+async def whole_answer(
+    request: Request[Any, Any, Any],
+    service: ImageService,
+    job: Job,
+    *,
+    url: bool,
+    quality: str | None,
+) -> bytes:
+    """The JSON body of an ended job."""
+    body = {
+        "created": int(job.created),
+        "data": await images_of(request, service, job, url=url),
+        **settings_of(job, quality),
+        "usage": usage_of(job, job.request.n),
+        "model": job.request.model,
+        "job_id": job.id,
+    }
+    return msgspec.json.encode(body)
+
+
+async def images_of(
+    request: Request[Any, Any, Any], service: ImageService, job: Job, *, url: bool
+) -> list[Image]:
+    images = []
+    for index in sorted(job.images):
+        image = job.images[index]
+        if url:
+            address = f"{str(request.base_url).rstrip('/')}/images/{image.image_id}"
+            images.append(Image(image.seed, url=address))
+        else:
+            stored = await service.image(image.image_id)
+            images.append(Image(image.seed, b64_json=b64(stored.data)))
+    return images
+
+
+def b64(data: bytes) -> msgspec.Raw:
+    """A JSON string spliced from bytes: base64 needs no escaping, and no text is ever made of it."""
+    return msgspec.Raw(b'"' + pybase64.b64encode(data) + b'"')
+
+
+async def openai_frames(
+    service: ImageService,
+    job: Job,
+    operation: Operation,
+    *,
+    quality: str | None,
+    progress: bool,
+) -> AsyncGenerator[bytes, None]:
+    """OpenAI's event stream: partial images, then `completed` for each image, or `error`.
+
+    No frame carries an `id:`: the Python SDK would choke on the next comment. Progress rides inside the
+    partial images; events of its own are sent only when `progress` asks for them.
+    """
+    partials = 0
+    settings = settings_of(job, quality)
+    async for numbered in service.follow(job.id):
+        event = numbered.event
+        match event:
+            case Queued() | Progressed(preview=None) if progress:
+                kind = f"{operation}.progress"
+                yield sse(kind, {"type": kind, "job_id": job.id, **told(numbered)})
+            case Progressed(preview=bytes() as preview, step=int() as step):
+                index = (step - 1) // job.request.steps_per_image
+                number = partials % max(1, len(job.request.preview_steps))
+                partials += 1
+                kind = f"{operation}.partial_image"
+                body = {
+                    "type": kind,
+                    "partial_image_index": number,
+                    "b64_json": b64(preview),
+                    "created_at": int(time.time()),
+                    **settings,
+                    **told(numbered),
+                    "queue_position": 0,
+                    "image_index": index,
+                    "seed": job.request.seed + index,
+                    "job_id": job.id,
+                }
+                yield sse(kind, body)
+            case ImageReady(index, image_id, seed):
+                stored = await service.image(image_id)
+                kind = f"{operation}.completed"
+                body = {
+                    "type": kind,
+                    "b64_json": b64(stored.data),
+                    "created_at": int(time.time()),
+                    **settings,
+                    "usage": usage_of(job, 1),
+                    "seed": seed,
+                    "image_index": index,
+                    "job_id": job.id,
+                }
+                yield sse(kind, body)
+            case Failed() | JobCancelled():
+                if (error := error_of(job)) is not None:
+                    yield sse("error", {"type": "error", **envelope_of(error)})
+
+
+def told(numbered: NumberedEvent) -> dict[str, Any]:
+    """Progress, waiting included, under the names that every stream of ours uses."""
+    event = numbered.event
+    if isinstance(event, Queued):
+        return {
+            "phase": "initializing",
+            "progress": 0.0,
+            "message": f"Waiting in the queue, position {event.position}",
+            "eta_seconds": event.eta_seconds,
+            "queue_position": event.position,
+            "timestamp": numbered.timestamp,
+        }
+    given: dict[str, Any] = msgspec.to_builtins(event, builtin_types=(bytes,))
+    del given["type"], given["preview"]
+    return {**given, "timestamp": numbered.timestamp}
+
+
+async def progress_frames(
+    request: Request[Any, Any, Any],
+    service: ImageService,
+    job: Job,
+    *,
+    url: bool,
+    quality: str | None,
+) -> AsyncGenerator[bytes, None]:
+    """`progress`, then `done` with the pictures, or `error`."""
+    async for numbered in service.follow(job.id):
+        common = {"job_id": job.id, "timestamp": numbered.timestamp}
+        match numbered.event:
+            case Queued() | Progressed():
+                yield sse("progress", {**told(numbered), **common})
+            case Succeeded():
+                body = {
+                    "done": True,
+                    "created": int(job.created),
+                    "data": await images_of(request, service, job, url=url),
+                    **settings_of(job, quality),
+                    "usage": usage_of(job, job.request.n),
+                    **common,
+                }
+                yield sse("done", body)
+            case Failed() | JobCancelled():
+                if (error := error_of(job)) is not None:
+                    failed = {"phase": "error", "message": error.message}
+                    yield sse("error", {**envelope_of(error), **failed, **common})

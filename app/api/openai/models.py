@@ -1,0 +1,49 @@
+"""The models, as OpenAI lists them, and what each can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import get
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from app.domain.model_card import ModelCard
+from app.service import ImageService
+
+_PREFIXES = ("/v1", "/openai/v1", "")
+
+
+@get([f"{prefix}/models" for prefix in _PREFIXES])
+async def list_models(service: NamedDependency[ImageService]) -> dict[str, Any]:
+    return {"object": "list", "data": [_shown(card) for card in service.models()]}
+
+
+@get([f"{prefix}/models/{{model_id:path}}" for prefix in _PREFIXES])
+async def get_model(
+    model_id: FromPath[str], service: NamedDependency[ImageService]
+) -> dict[str, Any]:
+    """One model; ids with slashes may come as such or as %2F. Litestar adds a slash in front."""
+    return _shown(service.model(model_id.strip("/") or "/"))
+
+
+def _shown(card: ModelCard) -> dict[str, Any]:
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "easel",
+        "title": card.title,
+        "family": card.family,
+        "licence": card.licence,
+        "aliases": card.aliases,
+        "tasks": card.tasks,
+        "samplers": card.samplers,
+        "output_formats": ("png", "jpeg", "webp"),
+        "transparent_background": False,
+        "defaults": card.defaults.model_dump(),
+        "limits": card.limits.model_dump(),
+    }
+
+
+HANDLERS = [list_models, get_model]
