@@ -35,7 +35,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
     Raises ConfigurationError.
     """
     cards = load_cards(settings.models_dir)
-    for name in (settings.default_model, *settings.preload):
+    for name in (settings.default_model, *settings.preload, *settings.aliases.values()):
         if name not in cards:
             raise ConfigurationError(f"the settings name model {name}, which has no card")
     board = JobBoard(keep=settings.keep_jobs, clock=time.time, new_id=new_id)
@@ -55,7 +55,13 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
         new_id=new_id,
     )
     service = ImageService(
-        cards, settings.default_model, settings.foreign_models, scheduler, board, images
+        cards,
+        settings.default_model,
+        settings.foreign_models,
+        settings.aliases,
+        scheduler,
+        board,
+        images,
     )
     return service, scheduler
 

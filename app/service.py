@@ -32,6 +32,7 @@ class ImageService:
         cards: Mapping[str, ModelCard],
         default_model: str,
         foreign_models: tuple[str, ...],
+        aliases: Mapping[str, str],
         scheduler: GpuScheduler,
         board: JobBoard,
         images: ImageFiles,
@@ -45,6 +46,7 @@ class ImageService:
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
         self._names = {name: card for card in cards.values() for name in (card.id, *card.aliases)}
+        self._names |= {alias: self._names[name] for alias, name in aliases.items()}
 
     # -- models ------------------------------------------------------------------------------------
 

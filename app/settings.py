@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("easel")))
     models_dir: Path = Field(default_factory=lambda: config_dir() / "models")
     default_model: str = "sketch"
+    aliases: dict[str, str] = Field(default_factory=dict)
     foreign_models: tuple[str, ...] = ("dall-e-*", "gpt-image-*", "chatgpt-image-*")
     devices: Literal["auto"] | tuple[str, ...] = "auto"
     max_models: PositiveInt = 2

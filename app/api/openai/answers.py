@@ -118,6 +118,8 @@ async def openai_frames(
     async for numbered in service.follow(job.id):
         event = numbered.event
         match event:
+            case Progressed(phase="complete"):
+                pass  # the last event is `completed`
             case Queued() | Progressed(preview=None) if progress:
                 kind = f"{operation}.progress"
                 yield sse(kind, {"type": kind, "job_id": job.id, **told(numbered)})

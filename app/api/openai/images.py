@@ -49,7 +49,8 @@ async def generate(
     doors: NamedDependency[DoorSettings],
 ) -> Response[bytes]:
     """Draw pictures; with `stream: true` as server-sent events that OpenAI's SDKs understand."""
-    digest = hashlib.sha256(await request.body()).hexdigest()
+    body = msgspec.json.encode(msgspec.json.decode(await request.body()), order="deterministic")
+    digest = hashlib.sha256(body).hexdigest()
     given = data.to_arguments(doors.efforts)
     return await _answer(request, service, doors, data, given, digest, "image_generation")
 
