@@ -80,8 +80,7 @@ class JobBoard:
                 yield entry.events[seen - 1]
             if entry.job.ended:
                 return
-            if news is entry.news:
-                await news.wait()
+            await news.wait()
 
     def _entry(self, job_id: str) -> _Entry:
         entry = self._entries.get(job_id)

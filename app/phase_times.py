@@ -8,6 +8,7 @@ the difference.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ import msgspec
 from app.domain.events import Phase
 from app.domain.progress import WORK_PHASES
 from app.domain.request import GenerationRequest
+
+_log = logging.getLogger(__name__)
 
 _NEW_SHARE = 0.3
 """Weight of the newest measurement in the running mean: about the last six runs count."""
@@ -102,15 +105,19 @@ class PhaseTimes:
             del self._seconds[next(iter(self._seconds))]
 
     def save(self) -> None:
-        """Write what is new to the file, all of it or nothing."""
+        """Write what is new to the file, all of it or nothing; a disk that refuses is tried again."""
         if self._file is None or not self._changed:
             return
-        self._changed = False
         entries = [_Entry(key, seconds) for key, seconds in self._seconds.items()]
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         draft = self._file.with_suffix(".new")
-        draft.write_bytes(msgspec.json.encode(entries))
-        draft.replace(self._file)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(msgspec.json.encode(entries))
+            draft.replace(self._file)
+        except OSError as error:
+            _log.warning("measured times are not stored: %s", error.strerror)
+        else:
+            self._changed = False
 
     def _one(self, request: GenerationRequest, device: str, phase: Phase) -> float:
         wanted = _key(request, device, phase)

@@ -71,6 +71,7 @@ def test_what_is_not_given_comes_from_the_card() -> None:
     request = resolve()
     assert request == GenerationRequest(
         model="painter",
+        family="stable_diffusion",
         task="text2image",
         prompt="a fox",
         negative_prompt="blurry",

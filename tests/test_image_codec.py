@@ -82,6 +82,8 @@ def test_a_png_holds_exactly_the_pixels(width: int, height: int, kind: str) -> N
 def test_pixels_that_do_not_lie_in_a_row_are_encoded_as_they_look() -> None:
     turned = noise(64, 32).transpose(1, 0, 2)[:, ::-1]
     assert np.array_equal(np.asarray(opened(encode_png(turned, {}))), turned)
+    columns = np.asfortranarray(noise(64, 32))
+    assert np.array_equal(np.asarray(opened(encode_png(columns, {}))), columns)
     flat = np.broadcast_to(np.array(RED, np.uint8), (16, 24, 3))
     assert np.array_equal(np.asarray(opened(encode_png(flat, {}))), flat)
 

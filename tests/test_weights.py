@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from app.domain.errors import ModelUnavailable
 from app.domain.model_card import Defaults, ModelCard
@@ -47,11 +48,16 @@ def refusal(folder: Path, kind: type = StableDiffusionPipeline) -> str:
     return message
 
 
-def test_a_whole_folder_is_loaded_in_single_precision_on_a_cpu(folder: Path) -> None:
-    pipeline = load_pipeline(card_for(folder), StableDiffusionPipeline, "cpu")
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_a_whole_folder_is_loaded_in_one_precision(
+    folder: Path, dtype: str, expected: torch.dtype
+) -> None:
+    pipeline = load_pipeline(card_for(folder, dtype), StableDiffusionPipeline, "cpu")
     assert type(pipeline) is StableDiffusionPipeline
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        assert {weight.dtype for weight in part.parameters()} == {torch.float32}
+        assert {weight.dtype for weight in part.parameters()} == {expected}
         assert not part.training
 
 
@@ -106,6 +112,17 @@ def test_a_folder_that_lacks_a_part_is_refused(folder: Path, part: str) -> None:
 def test_weights_that_are_cut_short_are_refused(folder: Path, name: str, length: int) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[:length])
+    refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [UNET, "text_encoder/model.safetensors"],
+)
+def test_weights_that_lack_a_tensor_are_refused(folder: Path, name: str) -> None:
+    tensors = load_file(folder / name)
+    del tensors[sorted(tensors)[len(tensors) // 2]]
+    save_file(tensors, folder / name, metadata={"format": "pt"})
     refusal(folder)
 
 

@@ -9,9 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from app.domain import samplers
 from app.domain.errors import InvalidRequest
-from app.domain.request import MEDIA_TYPES, SEED_LIMIT, Arguments, GenerationRequest, Task
-
-Family = Literal["stable_diffusion", "flux", "fake"]
+from app.domain.request import MEDIA_TYPES, SEED_LIMIT, Arguments, Family, GenerationRequest, Task
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -54,10 +52,12 @@ class Limits(_Part):
 
 
 class FakeTimes(_Part):
-    """How slow the fake engine pretends to be, in seconds."""
+    """How slow the fake engine pretends to be, in seconds, and whether it draws noise: a picture of
+    one colour is too easy for encoders and sockets to be measured with."""
 
     load_seconds: float = Field(default=0.0, ge=0)
     step_seconds: float = Field(default=0.0, ge=0)
+    noise: bool = False
 
 
 class ModelCard(_Part):
@@ -99,8 +99,13 @@ class ModelCard(_Part):
             raise InvalidRequest(
                 f"This sampler is not known to model {self.id}. Known: {known}.", param="sampler"
             )
+        if task != "text2image" and not samplers.BY_FAMILY[self.family][sampler].edits:
+            raise InvalidRequest(
+                f"Sampler {sampler} cannot start from a picture; use another.", param="sampler"
+            )
         request = GenerationRequest(
             model=self.id,
+            family=self.family,
             task=task,
             prompt=self._text("prompt", given.prompt, required=task != "image2image"),
             negative_prompt=self._text(

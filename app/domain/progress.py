@@ -45,6 +45,10 @@ def weighted_percent(phase: Phase, step: int = 0, total_steps: int = 0) -> float
     return 0.0
 
 
+_ALMOST = 0.999
+"""As far as `fraction` goes before the end, also when nothing is expected to take any time."""
+
+
 class ProgressMeter:
     """Turns the engine events of one attempt into progress that can be believed.
 
@@ -106,8 +110,8 @@ class ProgressMeter:
     def _progressed(self, message: str, now: float, preview: bytes | None) -> Progressed:
         self._eta = min(self._eta, self._remaining(now))
         elapsed = max(now - self._submitted, 1e-9)
-        share = 1.0 if self._phase == "complete" else elapsed / (elapsed + self._eta)
-        self._fraction = max(self._fraction, min(share, 1.0))
+        share = min(elapsed / (elapsed + self._eta), _ALMOST)
+        self._fraction = 1.0 if self._phase == "complete" else max(self._fraction, share)
         stepping = self._phase == "generating"
         return Progressed(
             phase=self._phase,

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+Family = Literal["stable_diffusion", "flux", "fake"]
 Task = Literal["text2image", "image2image", "inpaint"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
@@ -57,6 +58,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     model: str
+    family: Family
     task: Task
     prompt: str
     negative_prompt: str
@@ -88,11 +90,14 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     def steps_per_image(self) -> int:
         """Denoising steps that really run: with an input image only the last `strength` of them.
 
-        The rule is diffusers' `get_timesteps` of the img2img and inpaint pipelines.
+        The rules are diffusers' own, `get_timesteps` of the img2img and inpaint pipelines: those of
+        Stable Diffusion round down, those of Flux round up.
         """
+        steps = self.num_inference_steps
         if self.task == "text2image":
-            return self.num_inference_steps
-        return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
+            return steps
+        kept = min(steps * self.strength, steps)
+        return steps - int(steps - kept) if self.family == "flux" else int(kept)
 
     @property
     def total_steps(self) -> int:

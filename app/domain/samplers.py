@@ -14,10 +14,14 @@ import msgspec
 
 
 class Sampler(msgspec.Struct, frozen=True):
-    """`scheduler` is a class name in diffusers; `config` overrides the folder's own values."""
+    """`scheduler` is a class name in diffusers; `config` overrides the folder's own values.
+
+    `edits` is false where the pipelines that start from a picture would begin at the wrong noise.
+    """
 
     scheduler: str
     config: Mapping[str, object] = MappingProxyType({})
+    edits: bool = True
 
 
 _KARRAS = {"use_karras_sigmas": True}
@@ -47,7 +51,8 @@ STABLE_DIFFUSION: Mapping[str, Sampler] = MappingProxyType(
 FLUX: Mapping[str, Sampler] = MappingProxyType(
     {
         "euler": Sampler("FlowMatchEulerDiscreteScheduler"),
-        "heun": Sampler("FlowMatchHeunDiscreteScheduler"),
+        # Flux's img2img counts its doubled timesteps as steps: 0.7 would act like 0.5.
+        "heun": Sampler("FlowMatchHeunDiscreteScheduler", edits=False),
     }
 )
 

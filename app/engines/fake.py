@@ -1,13 +1,14 @@
 """An engine without a model: the same events, any size, any speed, no torch.
 
 For tests of everything around engines, for benchmarks of the gateway alone, and as the shortest
-example of an engine. Its picture is a flat colour that depends on prompt and seed.
+example of an engine. Its picture is a flat colour that depends on prompt and seed, or noise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from functools import cache
 
 import numpy as np
 
@@ -37,21 +38,34 @@ class FakeEngine:
         report(PhaseStarted("post_processing"))
         for index in range(request.n):
             seed = request.seed + index
-            image = _flat(request, seed)
+            image = self._picture(request, seed)
             tokens = len(request.prompt.split())
             report(ImageFinished(index, image, seed, request.media_type, tokens))
 
     def _preview(self, request: GenerationRequest, step: int) -> bytes | None:
         index, done = divmod(step - 1, request.steps_per_image)
         shown = done + 1 in request.preview_steps
-        return _flat(request, request.seed + index) if shown else None
+        return self._picture(request, request.seed + index) if shown else None
+
+    def _picture(self, request: GenerationRequest, seed: int) -> bytes:
+        shape = (request.height, request.width, 3)
+        if self._times.noise:
+            pixels = _noise(shape)
+        else:
+            digest = hashlib.sha256(f"{seed} {request.prompt}".encode()).digest()
+            flat = digest[:3] * (request.width * request.height)
+            pixels = np.frombuffer(flat, np.uint8).reshape(shape)
+        return image_codec.encode(pixels, request, seed)
 
     def unload(self) -> None:
         pass
 
 
-def _flat(request: GenerationRequest, seed: int) -> bytes:
-    digest = hashlib.sha256(f"{seed} {request.prompt}".encode()).digest()
-    colour = np.frombuffer(digest[:3], np.uint8)
-    pixels = np.broadcast_to(colour, (request.height, request.width, 3))
-    return image_codec.encode(pixels, request, seed)
+@cache
+def _noise(shape: tuple[int, int, int]) -> image_codec.Pixels:
+    """As hard to compress as a photograph: smooth, with a little noise on it."""
+    height, width, _ = shape
+    across, down = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+    smooth = np.stack([across, down, (across + down) / 2], axis=2)
+    noise = np.random.default_rng(0).normal(20, 6, shape)
+    return np.clip(smooth + noise, 0, 255).astype(np.uint8)

@@ -70,13 +70,17 @@ def decode(data: bytes, param: str) -> Image.Image:
         InvalidRequest: it is none of these, damaged, or larger than `MAX_INPUT_PIXELS`.
     """
     try:
-        picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-        if picture.width * picture.height > MAX_INPUT_PIXELS:
+        opened = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+        if opened.width * opened.height > MAX_INPUT_PIXELS:
             raise InvalidRequest(
                 f"{param} has more than {MAX_INPUT_PIXELS // 2**20} megapixels.", param=param
             )
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith(
+            "I;16"
+        ):  # 16 bits of grey, which Pillow would clip and not scale
+            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+        return picture
     except InvalidRequest:
         raise
     except Exception as error:

@@ -36,10 +36,17 @@ def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -
     folder = Path(card.source)
     _check_folder(card, folder, kind)
     try:
+        dtype = dtype_for(card, device)
         pipeline: Any = kind.from_pretrained(
-            folder, dtype=dtype_for(card, device), use_safetensors=True, local_files_only=True
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **_text_encoders(card, folder, dtype),
         )
         pipeline.to(device)
+    except ModelUnavailable:
+        raise
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"The device has no room for the weights of model {card.id}.") from error
     except Exception as error:
@@ -56,15 +63,46 @@ def dtype_for(card: ModelCard, device: str) -> torch.dtype:
 
 
 def _check_folder(card: ModelCard, folder: Path, kind: type[DiffusionPipeline]) -> None:
-    try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-        name = index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelUnavailable(f"The folder of model {card.id} has no usable index.") from error
-    if name != kind.__name__:
+    parts = _index(card, folder)
+    if parts.get("_class_name") != kind.__name__:
         raise ModelUnavailable(f"Model {card.id} is not a {kind.__name__} but another kind.")
+    for name, source in parts.items():
+        # transformers would make an empty tokenizer of an absent one, and the prompt would not act.
+        if isinstance(source, list) and any(source) and not (folder / name).is_dir():
+            raise ModelUnavailable(f"Model {card.id} lacks a part that its index names.")
     for path in folder.rglob("*"):
-        if path.suffix in (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        if path.suffix.lower() in (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
             raise ModelUnavailable(
                 f"Model {card.id} holds files that could run code; only safetensors are loaded."
             )
+
+
+def _index(card: ModelCard, folder: Path) -> dict[str, Any]:
+    try:
+        parts = json.loads((folder / "model_index.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"The folder of model {card.id} has no usable index.") from error
+    if not isinstance(parts, dict):
+        raise ModelUnavailable(f"The folder of model {card.id} has no usable index.")
+    return parts
+
+
+def _text_encoders(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts that transformers loads, complete: it fills absent weights with random numbers."""
+    loaded: dict[str, Any] = {}
+    for name, source in _index(card, folder).items():
+        if not isinstance(source, list) or source[0] != "transformers":
+            continue
+        kind = getattr(transformers, source[1], None)
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            whole: Any = kind  # the library is not typed
+            loaded[name], told = whole.from_pretrained(
+                folder / name,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            if told["missing_keys"]:
+                raise ModelUnavailable(f"The weights of model {card.id} are not complete.")
+    return loaded

@@ -38,6 +38,8 @@ class ImageFiles:
         self._recent: OrderedDict[str, StoredImage] = OrderedDict()
 
     async def put(self, image_id: str, image: StoredImage) -> None:
+        if replaced := self._recent.pop(image_id, None):
+            self._held -= len(replaced.data)
         self._recent[image_id] = image
         self._held += len(image.data)
         while self._held > self._limit and len(self._recent) > 1:
