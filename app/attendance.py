@@ -25,6 +25,10 @@ class Attendance:
         if seconds:
             self._grace[job_id] = seconds
 
+    def forget(self, job_id: str) -> None:
+        """The job has ended: nothing more will be asked about it."""
+        self._grace.pop(job_id, None)
+
     def attend(self, job_id: str) -> None:
         self._present[job_id] += 1
 

@@ -132,6 +132,8 @@ class ImageService:
     async def leave(self, job: Job) -> None:
         """One who attended the job has gone. After the last, its grace begins to run."""
         await self._attendance.leave(job.id)
+        if job.ended:
+            self._attendance.forget(job.id)
 
     def estimate(self, given: Arguments) -> tuple[GenerationRequest, float]:
         """What would be drawn, and in how many seconds it would be done. Raises InvalidRequest."""

@@ -1,6 +1,6 @@
 """Run the benchmarks and print a table.
 
-    python -m bench [--quick] [latency] [gateway] [small] [cancel] [codec]
+    python -m bench [--quick] [latency] [gateway] [small] [cancel] [previews] [codec]
 
 Everything stays on this machine and is bounded in time. Figures of a busy machine are worth little: the
 table tells the load average before and after. The exit status is 1 when pixels differ, and 0 otherwise
@@ -19,7 +19,7 @@ from importlib import import_module, metadata
 
 from bench.stats import Row
 
-NAMES = ("latency", "gateway", "small", "cancel", "codec")
+NAMES = ("latency", "gateway", "small", "cancel", "previews", "codec")
 
 
 def main() -> int:
