@@ -106,8 +106,17 @@ def test_the_bounds_themselves_are_allowed(field: str, value: float) -> None:
     assert getattr(resolve(**{field: value}), field) == value
 
 
+@pytest.mark.parametrize("field", ["width", "height"])
+def test_a_side_that_rounds_to_a_bound_is_allowed(field: str) -> None:
+    low, high = LIMITED[field]
+    assert getattr(resolve(**{field: low - 4}), field) == low
+    assert getattr(resolve(**{field: high + 1}), field) == high
+
+
 def outside(field: str) -> list[float]:
     low, high = LIMITED[field]
+    if field in ("width", "height"):  # the nearest multiple of 8 counts
+        return [low - 5, high + 5, -HUGE, HUGE]
     if isinstance(low, int):
         return [low - 1 if field != "seed" else -2, high + 1, -HUGE, HUGE]
     return [math.nextafter(low, -9), math.nextafter(high, 99), math.nan, math.inf, -math.inf, HUGE]

@@ -28,7 +28,7 @@ WRONG_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x", "size": "64x64x64"}, "size"),
     ({"prompt": "x", "size": "99999x99999"}, "width"),
     ({"prompt": "x", "size": "0x0"}, "width"),
-    ({"prompt": "x", "width": 513}, "width"),
+    ({"prompt": "x", "width": 520}, "width"),
     ({"prompt": "x", "height": -1}, "height"),
     ({"prompt": "x", "width": 10**30}, "width"),
     ({"prompt": "x", "steps": 0}, "num_inference_steps"),

@@ -73,6 +73,12 @@ def test_sizes_are_rounded_and_echoed(client: OpenAI) -> None:
     assert answer.size == "256x192"
     assert answer.data is not None
     assert from_base64(answer.data[0].b64_json or "").shape == (192, 256, 3)
+    at_the_limit = client.images.generate(
+        prompt=RED_CIRCLE,
+        size="513x511",
+        extra_body={"steps": 1},
+    )
+    assert at_the_limit.size == "512x512"
 
 
 @pytest.mark.parametrize("model", ["", "dall-e-3", "gpt-image-1", None])

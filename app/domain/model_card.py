@@ -199,10 +199,11 @@ class ModelCard(_Part):
         return width, height
 
     def _side(self, param: str, pixels: int) -> int:
-        """The nearest size the model can draw; what is out of its reach is refused, not bent."""
+        """The nearest multiple that the model draws; what is then out of its reach is refused."""
         limit = self.limits
-        _within(param, pixels, limit.min_side, limit.max_side)
-        return max(limit.multiple, round(pixels / limit.multiple) * limit.multiple)
+        _within(param, pixels, 0, 100 * limit.max_side)
+        nearest = max(limit.multiple, round(pixels / limit.multiple) * limit.multiple)
+        return _within(param, nearest, limit.min_side, limit.max_side)
 
 
 def _or(given: T | None, default: T) -> T:
