@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 
 import uvicorn
 
-from app.api._paths import TolerantPaths
 from app.main import build, create_app
 from app.settings import Settings
 
@@ -41,7 +40,7 @@ def run(settings: Settings) -> None:
     )
     service, scheduler = build(settings)
     config = uvicorn.Config(
-        TolerantPaths(create_app(settings, service, scheduler)),
+        create_app(settings, service, scheduler),
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -6,6 +6,8 @@ decodes nothing more; numbers that are none make no picture; a full device spoil
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -87,3 +89,25 @@ def test_a_device_without_room_says_so_and_draws_the_next(
             sketch.run(sketch.wish())
     assert "0x" not in caught.value.message
     assert len(pictures(sketch.run(sketch.wish()))) == 1
+
+
+def test_threads_that_share_a_tokenizer_do_not_change_each_others_prompts(sketch: Painter) -> None:
+    tokenizer = sketch.pipeline.tokenizer
+    wrong: list[int] = []
+
+    def padded() -> None:
+        for _ in range(300):
+            ids = tokenizer("a red circle", padding="max_length", truncation=True).input_ids
+            if len(ids) != tokenizer.model_max_length:
+                wrong.append(len(ids))
+
+    def bare() -> None:
+        for _ in range(600):
+            tokenizer("a red circle")
+
+    threads = [threading.Thread(target=work) for work in (padded, bare, padded, bare)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -16,7 +16,7 @@ from app.domain.request import GenerationRequest, Task
 from app.engines import image_codec, samplers
 from app.engines.base import Report
 from app.engines.preview import LatentColours, PredictedEnd
-from app.engines.step_gate import StepGate, view_of
+from app.engines.step_gate import StepGate, one_at_a_time, view_of
 from app.engines.weights import load_pipeline
 
 
@@ -43,6 +43,9 @@ class DiffusersEngine:
     def load(self, card: ModelCard, device: str) -> None:
         text2image = load_pipeline(card, self._family.PIPELINES["text2image"], device)
         self._pipelines["text2image"] = text2image
+        for name in ("tokenizer", "tokenizer_2"):
+            if (tokenizer := getattr(text2image, name, None)) is not None:
+                one_at_a_time(tokenizer)
         self._colours = LatentColours(text2image.vae)
         for task in card.tasks:
             if task != "text2image":

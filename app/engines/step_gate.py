@@ -12,6 +12,7 @@ is decoded. (Setting `pipe._interrupt` would skip the remaining steps and still 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,22 @@ def view_of(pipeline: Any, scheduler: Any, gate: StepGate) -> Any:
     view.__dict__["scheduler"] = scheduler
     view.__dict__["progress_bar"] = gate.denoising_loop
     return view
+
+
+def one_at_a_time(tokenizer: Any) -> None:
+    """Let only one thread at a time into a tokenizer that views share.
+
+    A fast tokenizer first sets padding and truncation on its shared core and then encodes: a second
+    thread in between changes the first one's prompt, and once in fifty pictures it did.
+    """
+    lock = threading.Lock()
+    kind = type(tokenizer)
+
+    def call(self: Any, *given: Any, **named: Any) -> Any:
+        with lock:
+            return kind.__call__(self, *given, **named)
+
+    tokenizer.__class__ = type(kind.__name__, (kind,), {"__call__": call})
 
 
 class StepGate:
