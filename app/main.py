@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar, Router
 from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
 from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import diffugen, health, jobs, openai
+from app.api import a1111, diffugen, health, jobs, openai
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
+from app.api._schema import BodySchemas, openapi_config
 from app.gpu_scheduler import GpuScheduler, SchedulerLimits
 from app.job_board import JobBoard
 from app.phase_times import PhaseTimes
@@ -95,6 +95,7 @@ def create_app(settings: Settings, service: ImageService, scheduler: GpuSchedule
             *openai.HANDLERS,
             Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
             *diffugen.HANDLERS,
+            a1111.door(a1111.Console(service), settings.max_upload),
             *jobs.HANDLERS,
             *health.HANDLERS,
         ],
@@ -106,7 +107,7 @@ def create_app(settings: Settings, service: ImageService, scheduler: GpuSchedule
         exception_handlers=EXCEPTION_HANDLERS,
         before_send=[add_request_id],
         request_max_body_size=settings.max_body,
-        openapi_config=OpenAPIConfig(title="Easel", version=app.__version__),
-        plugins=[PydanticPlugin(validate_strict=True)],
+        openapi_config=openapi_config(app.__version__),
+        plugins=[BodySchemas(), PydanticPlugin(validate_strict=True)],
         logging_config=None,
     )

@@ -136,6 +136,8 @@ def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
         text = f"{name}: {first.get('message', 'not valid')}."
         return _answer(400, envelope(text, _TYPES[400], "invalid_value", name))
     code, text = _MESSAGES.get(status, ("http_error", "The request cannot be served."))
+    if isinstance(extra, dict) and "send" in extra:
+        text = f"Send the body as {extra['send']}."
     headers = {"connection": "close"} if status == 413 else {}
     allow = getattr(error, "headers", None) or {}
     return _answer(

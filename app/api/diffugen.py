@@ -14,6 +14,8 @@ from litestar.params import JSONBody
 
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, EventStream, require_json, sse, wait_for
+from app.api._schema import EVENTS, SUBMITS, WAITS, answers
+from app.api._shapes import DiffuGenAnswer
 from app.domain.events import Failed, JobCancelled, NumberedEvent, Progressed, Queued, Succeeded
 from app.domain.job import Job
 from app.service import ImageService
@@ -118,20 +120,34 @@ def _progress(numbered: NumberedEvent, job: Job) -> dict[str, Any]:
 def _routes(path: str, family: str | None) -> list[HTTPRouteHandler]:
     """A route and its `/stream` twin, for any model or for those of one family."""
 
-    @post(path, status_code=200, guards=[require_json], name=path)
+    @post(
+        path,
+        status_code=200,
+        guards=[require_json],
+        name=path,
+        **answers(DiffuGenAnswer, *WAITS),
+    )
     async def generate(
         data: JSONBody[DiffuGenBody],
         request: Request[Any, Any, Any],
         service: NamedDependency[ImageService],
     ) -> dict[str, Any]:
+        """Draw pictures with any model, or with one of the family that the route is named for."""
         return await _generate(data, request, service, family)
 
-    @post(f"{path}/stream", status_code=200, guards=[require_json], name=f"{path}/stream")
+    @post(
+        f"{path}/stream",
+        status_code=200,
+        guards=[require_json],
+        name=f"{path}/stream",
+        **answers(None, *SUBMITS, also=EVENTS),
+    )
     async def stream(
         data: JSONBody[DiffuGenBody],
         service: NamedDependency[ImageService],
         doors: NamedDependency[DoorSettings],
     ) -> EventStream:
+        """The same, with an event for each step; then `done` with the pictures, or `error`."""
         return _stream(data, service, doors.heartbeat, family)
 
     return [generate, stream]

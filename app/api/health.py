@@ -7,16 +7,18 @@ from typing import Any
 from litestar import Response, get
 from litestar.di import NamedDependency
 
+from app.api._schema import answers
+from app.api._shapes import Alive, Readiness
 from app.service import ImageService
 
 
-@get("/health")
+@get("/health", **answers(Alive))
 async def health() -> dict[str, str]:
     """The process is alive and answers."""
     return {"status": "ok"}
 
 
-@get("/ready")
+@get("/ready", **answers(Readiness, failing={503: Readiness}))
 async def ready(service: NamedDependency[ImageService]) -> Response[dict[str, Any]]:
     """200 once a picture can be drawn without waiting for a worker or a preloaded model."""
     workers = [

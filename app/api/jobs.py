@@ -14,6 +14,8 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, EventStream, require_json, sse
+from app.api._schema import BODY, EVENTS, LAST_EVENT_ID, PICTURE, SUBMITS, answers
+from app.api._shapes import Estimate, JobList, JobShown
 from app.domain.errors import InvalidRequest
 from app.domain.events import Queued
 from app.domain.job import Job
@@ -24,7 +26,7 @@ class JobBody(PictureFields):
     """The fields of `POST /v1/images/generations`."""
 
 
-@post("/jobs", status_code=202, guards=[require_json])
+@post("/jobs", status_code=202, guards=[require_json], **answers(JobShown, *SUBMITS, status=202))
 async def create_job(
     data: JSONBody[JobBody], service: NamedDependency[ImageService]
 ) -> dict[str, Any]:
@@ -32,7 +34,7 @@ async def create_job(
     return _shown(service.submit(data.to_arguments(), owner="local", door="jobs"))
 
 
-@get("/jobs")
+@get("/jobs", **answers(JobList, 400))
 async def list_jobs(
     service: NamedDependency[ImageService],
     q: FromQuery[str] = "",
@@ -42,12 +44,13 @@ async def list_jobs(
     return {"jobs": [_shown(job) for job in service.jobs(words=q, limit=limit)]}
 
 
-@get("/jobs/{job_id:str}")
+@get("/jobs/{job_id:str}", **answers(JobShown, 404))
 async def get_job(job_id: FromPath[str], service: NamedDependency[ImageService]) -> dict[str, Any]:
+    """The job now."""
     return _shown(service.job(job_id))
 
 
-@delete("/jobs/{job_id:str}", status_code=200)
+@delete("/jobs/{job_id:str}", status_code=200, **answers(JobShown, 404))
 async def cancel_job(
     job_id: FromPath[str], service: NamedDependency[ImageService]
 ) -> dict[str, Any]:
@@ -55,7 +58,10 @@ async def cancel_job(
     return _shown(await service.cancel(job_id))
 
 
-@get("/jobs/{job_id:str}/events")
+@get(
+    "/jobs/{job_id:str}/events",
+    **answers(None, 400, 404, also=EVENTS, parameters=(LAST_EVENT_ID,)),
+)
 async def job_events(
     job_id: FromPath[str],
     request: Request[Any, Any, Any],
@@ -70,10 +76,11 @@ async def job_events(
     return EventStream(_frames(service, job_id, int(given)), heartbeat=doors.heartbeat)
 
 
-@get("/images/{image_id:str}")
+@get("/images/{image_id:str}", **answers(None, 404, also=PICTURE))
 async def get_image(
     image_id: FromPath[str], service: NamedDependency[ImageService]
 ) -> Response[bytes]:
+    """A finished picture."""
     stored = await service.image(image_id)
     return Response(
         stored.data,
@@ -85,7 +92,7 @@ async def get_image(
     )
 
 
-@post("/estimate", status_code=200, guards=[require_json])
+@post("/estimate", status_code=200, guards=[require_json], **answers(Estimate, *BODY, 404))
 async def estimate(
     data: JSONBody[JobBody], service: NamedDependency[ImageService]
 ) -> dict[str, Any]:

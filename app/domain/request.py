@@ -20,6 +20,10 @@ SEED_LIMIT = 2**32
 """Drawn seeds are below this, so that every client language holds them exactly; given ones too."""
 
 
+MAX_INPUT_PIXELS = 64 * 1024 * 1024
+"""Above this an input picture is refused by its header, before a byte of it is decoded."""
+
+
 class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     """What a front door understood of a body, in diffusers' names. None means: not given.
 

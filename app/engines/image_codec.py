@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from app.domain.errors import InvalidRequest
-from app.domain.request import GenerationRequest
+from app.domain.request import MAX_INPUT_PIXELS, GenerationRequest
 
 Pixels = NDArray[np.uint8]
 """Height x width x 3, RGB, 0 to 255."""
-
-MAX_INPUT_PIXELS = 64 * 1024 * 1024
-"""Above this an input picture is refused by its header, before a byte of it is decoded."""
 
 _AFTER_HEADER = 8 + 25
 """Where the first chunk after a PNG's signature (8 bytes) and IHDR (25 bytes) begins."""

@@ -7,11 +7,9 @@ against this file.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from typing import Any, Literal, Self, TypeVar
 
-import imagesize
 from litestar import Request
 from litestar.datastructures import UploadFile
 from litestar.exceptions import HTTPException
@@ -19,6 +17,7 @@ from msgspec.structs import replace
 from pydantic import Field, ValidationError, model_validator
 
 from app.api._fields import PictureFields
+from app.api._pictures import checked, upright_size
 from app.domain.errors import InvalidRequest
 from app.domain.request import Arguments
 from app.recent_requests import Attempt
@@ -42,8 +41,6 @@ REFUSED = {
 """Fields that would change the meaning of a request if they were ignored."""
 
 B = TypeVar("B", bound="GenerationBody")
-
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 
 
 class GenerationBody(PictureFields):
@@ -78,6 +75,14 @@ class GenerationBody(PictureFields):
 class EditBody(GenerationBody):
     """The text fields of `POST /v1/images/edits`."""
 
+    @model_validator(mode="after")
+    def _a_prompt(self) -> Self:
+        if not self.prompt.strip():
+            raise InvalidRequest(
+                "A prompt must hold at least one visible character.", param="prompt"
+            )
+        return self
+
 
 class VariationBody(GenerationBody):
     """The text fields of `POST /v1/images/variations`: there is no prompt."""
@@ -95,7 +100,7 @@ class Upload:
     async def read(cls, request: Request[Any, Any, Any]) -> Self:
         """Raises InvalidRequest, and HTTPException for what is no form."""
         if request.content_type[0] != "multipart/form-data":
-            raise HTTPException(status_code=415)
+            raise HTTPException(status_code=415, extra={"send": "multipart/form-data"})
         try:
             form = await request.form()
         except (UnicodeDecodeError, LookupError) as error:  # a charset that does not fit, or exist
@@ -131,10 +136,8 @@ class Upload:
     def onto(self, arguments: Arguments) -> Arguments:
         """The arguments with the pictures, and the size that they suggest."""
         image = self.images[0]
-        width, height = imagesize.get(io.BytesIO(image))
-        if width < 1 or height < 1:
-            raise InvalidRequest("image is not a readable PNG, JPEG or WebP.", param="image")
-        return replace(arguments, image=image, mask_image=self.mask, image_size=(width, height))
+        size = upright_size(image, "image")
+        return replace(arguments, image=image, mask_image=self.mask, image_size=size)
 
     @property
     def digest(self) -> str:
@@ -151,10 +154,7 @@ async def _picture(value: object, param: str) -> bytes:
     """A picture by what its bytes say; the part's type and file name are not believed."""
     if not isinstance(value, UploadFile):
         raise InvalidRequest(f"{param} must be a file.", param=param)
-    data = await value.read()
-    if not data.startswith(_MAGIC) or (data.startswith(b"RIFF") and data[8:12] != b"WEBP"):
-        raise InvalidRequest(f"{param} must be a PNG, JPEG or WebP.", param=param)
-    return data
+    return checked(await value.read(), param)
 
 
 def attempt_of(request: Request[Any, Any, Any], digest: str, owner: str) -> Attempt:

@@ -21,6 +21,17 @@ from app.api._http import (
     require_json,
     wait_for,
 )
+from app.api._schema import (
+    EVENTS,
+    IDEMPOTENCY_KEY,
+    JOB_HEADERS,
+    REPLAYED,
+    SUBMITS,
+    WAITS,
+    Answers,
+    answers,
+)
+from app.api._shapes import Pictures
 from app.api.openai.answers import Operation, openai_frames, progress_frames, whole_answer
 from app.api.openai.bodies import (
     EditBody,
@@ -41,7 +52,18 @@ def _paths(path: str) -> list[str]:
     return [f"{prefix}/images/{path}" for prefix in _PREFIXES]
 
 
-@post(_paths("generations"), status_code=200, guards=[require_json])
+def _answers(form: type[GenerationBody] | None = None) -> Answers:
+    return answers(
+        Pictures,
+        *WAITS,
+        also=EVENTS,
+        headers={**JOB_HEADERS, **REPLAYED},
+        parameters=(IDEMPOTENCY_KEY,),
+        form=form,
+    )
+
+
+@post(_paths("generations"), status_code=200, guards=[require_json], **_answers())
 async def generate(
     data: JSONBody[GenerationBody],
     request: Request[Any, Any, Any],
@@ -55,7 +77,7 @@ async def generate(
     return await _answer(request, service, doors, data, given, digest, "image_generation")
 
 
-@post(_paths("edits"), status_code=200)
+@post(_paths("edits"), status_code=200, **_answers(EditBody))
 async def edit(
     request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
@@ -68,7 +90,7 @@ async def edit(
     return await _answer(request, service, doors, body, given, form.digest, "image_edit")
 
 
-@post(_paths("variations"), status_code=200)
+@post(_paths("variations"), status_code=200, **_answers(VariationBody))
 async def vary(
     request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
@@ -81,7 +103,12 @@ async def vary(
     return await _answer(request, service, doors, body, given, form.digest, "image_generation")
 
 
-@post(_paths("generations/stream"), status_code=200, guards=[require_json])
+@post(
+    _paths("generations/stream"),
+    status_code=200,
+    guards=[require_json],
+    **answers(None, *SUBMITS, also=EVENTS, headers=JOB_HEADERS),
+)
 async def generate_with_progress(
     data: JSONBody[GenerationBody],
     request: Request[Any, Any, Any],

@@ -8,18 +8,21 @@ from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from app.api._schema import answers
+from app.api._shapes import ModelList, ModelShown
 from app.domain.model_card import ModelCard
 from app.service import ImageService
 
 _PREFIXES = ("/v1", "/openai/v1", "")
 
 
-@get([f"{prefix}/models" for prefix in _PREFIXES])
+@get([f"{prefix}/models" for prefix in _PREFIXES], **answers(ModelList))
 async def list_models(service: NamedDependency[ImageService]) -> dict[str, Any]:
+    """All models, with what they can do."""
     return {"object": "list", "data": [_shown(card) for card in service.models()]}
 
 
-@get([f"{prefix}/models/{{model_id:path}}" for prefix in _PREFIXES])
+@get([f"{prefix}/models/{{model_id:path}}" for prefix in _PREFIXES], **answers(ModelShown, 404))
 async def get_model(
     model_id: FromPath[str], service: NamedDependency[ImageService]
 ) -> dict[str, Any]:

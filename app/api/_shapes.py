@@ -1,0 +1,240 @@
+"""The shapes of JSON answers, for the OpenAPI document and for tests that hold real answers against it.
+
+Handlers build their bodies by hand, close to what they answer with; nothing here is ever made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class ErrorBody(msgspec.Struct):
+    """`type` is OpenAI's, `code` is stable, `param` names the field at fault."""
+
+    message: str
+    type: Literal[
+        "invalid_request_error",
+        "authentication_error",
+        "permission_error",
+        "rate_limit_error",
+        "server_error",
+    ]
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(msgspec.Struct):
+    """The body of every error of every route."""
+
+    error: ErrorBody
+
+
+class InputTokens(msgspec.Struct):
+    image_tokens: int
+    text_tokens: int
+
+
+class Usage(msgspec.Struct):
+    """Prompts in tokens of the text encoder, pictures in patches of 16 x 16 pixels."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokens
+
+
+class Picture(msgspec.Struct):
+    """Either `b64_json` or `url`, as `response_format` says."""
+
+    seed: int
+    b64_json: str | None = None
+    url: str | None = None
+
+
+Format = Literal["png", "jpeg", "webp"]
+
+
+class Pictures(msgspec.Struct):
+    created: int
+    data: list[Picture]
+    size: str
+    output_format: Format
+    background: Literal["opaque"]
+    quality: Literal["low", "medium", "high"]
+    usage: Usage
+    model: str
+    job_id: str
+
+
+class ModelShown(msgspec.Struct):
+    """OpenAI's four keys, and what the model can do."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    title: str
+    family: str
+    licence: str
+    aliases: list[str]
+    tasks: list[Literal["text2image", "image2image", "inpaint"]]
+    samplers: list[str]
+    output_formats: list[Format]
+    transparent_background: bool
+    defaults: dict[str, Any]
+    limits: dict[str, float]
+
+
+class ModelList(msgspec.Struct):
+    object: Literal["list"]
+    data: list[ModelShown]
+
+
+class JobError(msgspec.Struct):
+    code: str
+    message: str | None
+
+
+class JobShown(msgspec.Struct):
+    """A job of any door. `images` are ids that `/images/{image_id}` serves."""
+
+    id: str
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+    door: str
+    created: float
+    model: str
+    prompt: str
+    negative_prompt: str
+    size: str
+    n: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    seed: int
+    progress: float
+    fraction: float
+    eta_seconds: float
+    message: str
+    step: int | None
+    total_steps: int | None
+    attempt: int
+    queue_position: int
+    images: list[str]
+    error: JobError | None
+
+
+class JobList(msgspec.Struct):
+    jobs: list[JobShown]
+
+
+class Estimate(msgspec.Struct):
+    model: str
+    size: str
+    n: int
+    num_inference_steps: int
+    eta_seconds: float
+
+
+class DiffuGenPicture(msgspec.Struct):
+    b64_json: str
+    seed: int
+    id: str
+    url: str
+    format: Format
+
+
+class DiffuGenParameters(msgspec.Struct):
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    cfg_scale: float
+    sampling_method: str
+    seed: int
+
+
+class DiffuGenAnswer(msgspec.Struct):
+    success: bool
+    job_id: str
+    images: list[DiffuGenPicture]
+    model: str
+    parameters: DiffuGenParameters
+
+
+class WebUiOptions(msgspec.Struct):
+    sd_model_checkpoint: str
+    sd_checkpoint_hash: str
+
+
+class WebUiModel(msgspec.Struct):
+    title: str
+    model_name: str
+    filename: str
+    hash: str | None
+    sha256: str | None
+    config: str | None
+
+
+class WebUiSampler(msgspec.Struct):
+    name: str
+    aliases: list[str]
+    options: dict[str, str]
+
+
+class WebUiScheduler(msgspec.Struct):
+    name: str
+    label: str
+    aliases: list[str] | None
+    default_rho: float
+    need_inner_model: bool
+
+
+class WebUiPictures(msgspec.Struct):
+    """`images` are PNG in base64, `info` is JSON in text."""
+
+    images: list[str]
+    parameters: dict[str, Any]
+    info: str
+
+
+class WebUiState(msgspec.Struct):
+    skipped: bool
+    interrupted: bool
+    job: str
+    job_count: int
+    job_timestamp: str
+    job_no: int
+    sampling_step: int
+    sampling_steps: int
+
+
+class WebUiProgress(msgspec.Struct):
+    progress: float
+    eta_relative: float
+    state: WebUiState
+    current_image: str | None
+    textinfo: str | None
+
+
+class Nothing(msgspec.Struct):
+    """An empty object."""
+
+
+class Alive(msgspec.Struct):
+    status: Literal["ok"]
+
+
+class WorkerShown(msgspec.Struct):
+    id: str
+    device: str
+    state: str
+    models: list[str]
+
+
+class Readiness(msgspec.Struct):
+    ready: bool
+    workers: list[WorkerShown]
+    waiting: int
