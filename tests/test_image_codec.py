@@ -17,16 +17,8 @@ from PIL import Image, PngImagePlugin
 
 from app.domain.errors import InvalidRequest
 from app.domain.model_card import Defaults, ModelCard
-from app.domain.request import Arguments, GenerationRequest
-from app.engines.image_codec import (
-    MAX_INPUT_PIXELS,
-    Pixels,
-    decode,
-    decode_mask,
-    decode_rgb,
-    encode,
-    encode_png,
-)
+from app.domain.request import MAX_INPUT_PIXELS, Arguments, GenerationRequest
+from app.engines.image_codec import Pixels, decode, decode_mask, decode_rgb, encode, encode_png
 
 CARD = ModelCard(id="m", family="fake", source="/", defaults=Defaults(sampler="euler"))
 RED, WHITE = (255, 0, 0), (255, 255, 255)
