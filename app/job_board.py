@@ -2,7 +2,7 @@
 
 What you can rely on: events of a job are numbered from 1 without gaps; exactly one of them is
 terminal and it is the last; whoever follows a job from any number sees every later event once, in
-order; an ended job can be read until `keep` newer ones have ended, without its input pictures.
+order; an ended job can be read until `keep` newer ones have ended, without its input pictures and, soon, without previews.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 
 from app.domain.errors import NotFound
-from app.domain.events import TERMINAL, JobEvent, NumberedEvent
+from app.domain.events import TERMINAL, JobEvent, NumberedEvent, Progressed
 from app.domain.job import Job
 from app.domain.request import GenerationRequest
+
+
+_WITH_PREVIEWS = 16
+"""Ended jobs that keep their previews a while, for followers that have not caught up."""
 
 
 class _Entry(msgspec.Struct):
@@ -55,8 +59,18 @@ class JobBoard:
         if isinstance(event, TERMINAL):
             entry.job.request = entry.job.request.without_pictures()
             self._ended.append(job_id)
+            self._forget_previews(self._ended[-_WITH_PREVIEWS - 1 : -_WITH_PREVIEWS])
             while len(self._ended) > self._keep:
                 self._entries.pop(self._ended.pop(0), None)
+
+    def _forget_previews(self, job_ids: list[str]) -> None:
+        """Unfinished pictures are large, and nobody asks for them once the finished ones are there."""
+        for job_id in job_ids:
+            events = self._entries[job_id].events
+            for place, numbered in enumerate(events):
+                if isinstance(numbered.event, Progressed) and numbered.event.preview:
+                    bare = msgspec.structs.replace(numbered.event, preview=None)
+                    events[place] = msgspec.structs.replace(numbered, event=bare)
 
     def get(self, job_id: str) -> Job:
         """Raises NotFound."""

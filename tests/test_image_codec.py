@@ -249,6 +249,13 @@ def test_a_mask_with_alpha_is_white_where_it_is_transparent() -> None:
     assert (mask.mode, mask.getpixel((8, 8)), mask.getpixel((56, 8))) == ("L", 255, 0)
 
 
+def test_a_mask_that_is_opaque_everywhere_is_white_where_it_is_light() -> None:
+    picture = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    picture.paste((255, 255, 255, 255), (32, 0, 64, 64))
+    mask = decode_mask(file_of(picture), (64, 64))
+    assert (mask.getpixel((8, 8)), mask.getpixel((56, 8))) == (0, 255)
+
+
 def test_a_mask_without_alpha_is_white_where_it_is_light() -> None:
     picture = Image.new("RGB", (64, 64), "black")
     picture.paste(WHITE, (0, 0, 32, 64))

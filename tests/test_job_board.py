@@ -221,3 +221,18 @@ async def test_what_is_not_there_is_not_found() -> None:
     with pytest.raises(NotFound):
         await collect(board, "nobody")
     board.publish("nobody", Succeeded())  # events of a job that is gone are dropped
+
+
+async def test_previews_are_forgotten_when_newer_jobs_have_ended() -> None:
+    board = board_keeping(100)
+    first = open_job(board)
+    board.publish(first, Progressed("generating", 50, 0.5, 1.0, "", 1, 2, preview=b"picture"))
+    board.publish(first, Succeeded())
+    for _ in range(15):
+        board.publish(open_job(board), Succeeded())
+    kept = [numbered.event for numbered in await collect(board, first)]
+    board.publish(open_job(board), Succeeded())
+    bare = [numbered.event for numbered in await collect(board, first)]
+    assert [getattr(event, "preview", None) for event in kept] == [b"picture", None]
+    assert [getattr(event, "preview", None) for event in bare] == [None, None]
+    assert len(bare) == 2

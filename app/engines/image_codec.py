@@ -97,10 +97,11 @@ def decode_rgb(data: bytes, param: str, size: tuple[int, int]) -> Image.Image:
 
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
-    """A mask of `size`, white where to paint: where alpha is 0, or else where it is light."""
+    """A mask of `size`, white where to paint: where alpha is 0; where it is light, if all is opaque."""
     picture = decode(data, "mask")
+    mask: Image.Image | None = None
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         mask = ImageOps.invert(picture.convert("RGBA").getchannel("A"))
-    else:
+    if mask is None or mask.getextrema() == (0, 0):
         mask = picture.convert("L")
     return mask if mask.size == size else mask.resize(size, Image.Resampling.NEAREST)
