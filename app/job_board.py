@@ -2,7 +2,8 @@
 
 What you can rely on: events of a job are numbered from 1 without gaps; exactly one of them is
 terminal and it is the last; whoever follows a job from any number sees every later event once, in
-order; an ended job can be read until `keep` newer ones have ended, without its input pictures and, soon, without previews.
+order; an ended job can be read until `keep` newer ones have ended, without its input pictures and,
+soon, without previews.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from app.domain.errors import NotFound
 from app.domain.events import TERMINAL, JobEvent, NumberedEvent, Progressed
 from app.domain.job import Job
 from app.domain.request import GenerationRequest
-
 
 _WITH_PREVIEWS = 16
 """Ended jobs that keep their previews a while, for followers that have not caught up."""
