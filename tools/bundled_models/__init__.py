@@ -1,0 +1,1 @@
+"""How the bundled models are made: pictures with captions, trainings, judge, assembly."""
