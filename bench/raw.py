@@ -75,7 +75,9 @@ def main(kind: str, scheduler: str, folder: str) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     diffusers.utils.logging.disable_progress_bar()
-    pipeline = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
+    pipeline = getattr(diffusers, kind).from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     for line in sys.stdin:
