@@ -92,18 +92,20 @@ def _model(card: ModelCard, port: int, *, quick: bool) -> tuple[list[Row], bool]
             Row("latency", f"{what}: pictures that differ", str(differing), "0 (G7)"),
         ]
         if not quick:
-            busy = stack.enter_context(_raw(card, wait_policy=None))
+            busy = stack.enter_context(_raw(card, spin_count=None))
             for _ in range(2):
                 stock(busy)
             waits = in_turns(lambda: stock(busy), lambda: stock(raw), rounds // 2)
             figure = f"{statistics.median(waits.first) * 1e3:.2f} ms, ratio {waits.ratio:.3f}"
-            rows.append(Row("latency", f"{what}: raw, default / passive OMP wait", figure))
+            rows.append(
+                Row("latency", f"{what}: raw, default / the worker's OMP spin count", figure)
+            )
         return rows, differing == 0
 
 
-def _raw(card: ModelCard, wait_policy: str | None = "passive") -> RawPipeline:
+def _raw(card: ModelCard, spin_count: str | None = "10000") -> RawPipeline:
     scheduler = samplers.BY_FAMILY[card.family][card.defaults.sampler].scheduler
-    return RawPipeline(_PIPELINES[card.family], scheduler, card.source, wait_policy)
+    return RawPipeline(_PIPELINES[card.family], scheduler, card.source, spin_count)
 
 
 def _wish(card: ModelCard, seed: int) -> dict[str, Any]:

@@ -24,15 +24,16 @@ from typing import Any, Self
 
 
 class RawPipeline:
-    """This module as a child process. `wait_policy` is OMP_WAIT_POLICY there, or the default."""
+    """This module as a child process. `spin_count` is GOMP_SPINCOUNT there, or the default: how long
+    OpenMP's threads spin before they sleep. The worker's own is 10000."""
 
     def __init__(
-        self, kind: str, scheduler: str, folder: str, wait_policy: str | None = "passive"
+        self, kind: str, scheduler: str, folder: str, spin_count: str | None = "10000"
     ) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment.pop("OMP_WAIT_POLICY", None)
-        if wait_policy:
-            environment["OMP_WAIT_POLICY"] = wait_policy
+        environment.pop("GOMP_SPINCOUNT", None)
+        if spin_count:
+            environment["GOMP_SPINCOUNT"] = spin_count
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.raw", kind, scheduler, folder],
             env=environment,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Read by OpenMP when torch is loaded: threads that spin make everything slow on a busy machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Read by OpenMP when torch is loaded; see app/workers/local.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from collections.abc import Iterator
 from pathlib import Path
