@@ -26,11 +26,11 @@ DEFAULTS = {"sketch": Settings(steps=12, guidance=4.0), "sketch-flux": Settings(
 def load(folder: Path) -> DiffusionPipeline:
     """The stock pipeline that a folder holds, in single precision."""
     if (folder / "transformer").exists():
-        pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
     else:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

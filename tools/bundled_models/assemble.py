@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ConfigMixin,
     DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
@@ -69,7 +70,7 @@ def build_pipeline(
     name: str, checkpoint: Path, vae_folder: Path, tokenizers: Path, init: Path | None = None
 ) -> tuple[DiffusionPipeline, int]:
     """`sketch` or `sketch-flux` in single precision, and the steps it was trained for."""
-    vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32)
     if name == "sketch":
         sketch = sketch_model.SketchModel(tokenizers, init)
         steps = load_averages(sketch, checkpoint)
@@ -101,6 +102,10 @@ def main() -> None:
         arguments.tokenizers,
         arguments.init,
     )
+    for part in pipeline.components.values():
+        if isinstance(part, ConfigMixin):
+            # Where it was loaded from means nothing elsewhere.
+            part.register_to_config(_name_or_path="")
     partial = arguments.out.with_name(arguments.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(partial)

@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    vae = AutoencoderKL.from_pretrained(arguments.init, torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(arguments.init, dtype=torch.float32)
     vae.to(memory_format=torch.channels_last)
     train_decoder(vae, arguments.steps, arguments.rate, arguments.out)
 

@@ -110,7 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderKL.from_pretrained(arguments.vae, torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(arguments.vae, dtype=torch.float32)
     for index in range(arguments.first, arguments.shards, arguments.stride):
         write_shard(arguments.out, index, arguments.pictures, vae)
 

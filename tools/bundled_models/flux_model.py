@@ -74,7 +74,7 @@ class FluxModel(nn.Module):
         self.text_encoder_2: T5EncoderModel
         self.transformer: FluxTransformer2DModel
         if init:
-            single = {"torch_dtype": torch.float32}
+            single = {"dtype": torch.float32}
             self.text_encoder = CLIPTextModel.from_pretrained(init / "text_encoder", **single)
             self.text_encoder_2 = T5EncoderModel.from_pretrained(init / "text_encoder_2", **single)
             self.transformer = FluxTransformer2DModel.from_pretrained(

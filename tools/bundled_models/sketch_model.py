@@ -48,7 +48,7 @@ class SketchModel(nn.Module):
         self.text_encoder: CLIPTextModel
         self.unet: UNet2DConditionModel
         if init:
-            single = {"torch_dtype": torch.float32}
+            single = {"dtype": torch.float32}
             self.text_encoder = CLIPTextModel.from_pretrained(init / "text_encoder", **single)
             self.unet = UNet2DConditionModel.from_pretrained(init / "unet", **single)
         else:
@@ -60,6 +60,7 @@ class SketchModel(nn.Module):
             beta_end=0.02,
             prediction_type="v_prediction",
             timestep_spacing="trailing",
+            steps_offset=1,
             clip_sample=False,
         )
 
