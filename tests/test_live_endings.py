@@ -31,8 +31,9 @@ def own_gateway(tmp_path: Path) -> Iterator[Gateway]:
 @pytest.mark.parametrize("path", ["/generate", "/v1/images/generations", "/generate/stream"])
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 def test_a_client_that_leaves_stops_its_job(fake_gateway: Gateway, path: str, reset: bool) -> None:
-    sock = post(fake_gateway, path, LONG)
-    job = until(fake_gateway, lambda job: job["status"] == "running" and job["step"])
+    prompt = f"leaves {path} {reset}"
+    sock = post(fake_gateway, path, {**LONG, "prompt": prompt})
+    job = until(fake_gateway, lambda job: job["prompt"] == prompt and job["step"])
     hang_up(sock, reset=reset)
     left = time.monotonic()
     until(fake_gateway, lambda now: now["id"] == job["id"] and now["status"] == "cancelled")
@@ -44,10 +45,10 @@ def test_a_client_that_leaves_the_queue_leaves_it_at_once(fake_gateway: Gateway)
     with fake_gateway.client() as client:
         running = client.post("/jobs", json=LONG).json()["id"]
         sock = post(fake_gateway, "/generate", {"prompt": "waits"})
-        waiting = until(fake_gateway, lambda job: job["prompt"] == "waits")
+        waiting = until(fake_gateway, lambda job: job["prompt"] == "waits" and not ended(job))
         assert waiting["status"] == "queued"
         hang_up(sock)
-        gone = until(fake_gateway, lambda job: job["status"] == "cancelled")
+        gone = until(fake_gateway, lambda job: job["prompt"] == "waits" and ended(job))
         assert (gone["id"], gone["attempt"]) == (waiting["id"], 0)
         assert client.get(f"/jobs/{running}").json()["status"] == "running"
         client.delete(f"/jobs/{running}")
@@ -58,13 +59,13 @@ def test_watching_a_job_and_leaving_does_not_stop_it(fake_gateway: Gateway) -> N
         job = client.post("/jobs", json={**LONG, "steps": 30}).json()["id"]
         with client.stream("GET", f"/jobs/{job}/events") as response:
             next(response.iter_lines())
-        shown = until(fake_gateway, lambda now: now["id"] == job and now["status"] != "running")
+        shown = until(fake_gateway, lambda now: now["id"] == job and ended(now))
     assert shown["status"] == "succeeded"
 
 
 def test_a_cancelled_job_ends_the_answer_that_waits_for_it(fake_gateway: Gateway) -> None:
-    sock = post(fake_gateway, "/generate", LONG)
-    job = until(fake_gateway, lambda job: job["status"] == "running")
+    sock = post(fake_gateway, "/generate", {**LONG, "prompt": "cancelled by another"})
+    job = until(fake_gateway, lambda job: job["prompt"] == "cancelled by another" and job["step"])
     with fake_gateway.client() as client:
         assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
     answer = all_of(sock)
@@ -150,6 +151,10 @@ def test_measured_times_and_pictures_survive_a_restart(tmp_path: Path) -> None:
         assert again == pytest.approx(learnt, abs=0.2)
         assert 0.4 < again < 2
         assert client.get(image["url"]).status_code == 200
+
+
+def ended(job: dict[str, Any]) -> bool:
+    return job["status"] not in ("queued", "running")
 
 
 def worker(gateway: Gateway) -> psutil.Process:
