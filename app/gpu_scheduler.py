@@ -1,8 +1,11 @@
-"""Decides which waiting job goes to which worker, and when; and sees each one to its end.
+"""Starts waiting jobs on workers when their turn has come; and sees each one to its end.
 
 What you can rely on: a submitted job gets exactly one terminal event; a job whose worker died is
-drawn once more, by itself first in line, and fails after the second death; a cancelled job ends at
-once for everybody who follows it, and its worker is free after the step that it is in.
+drawn once more, first in line and with no other job beside it, and fails after the second death; a
+cancelled job ends at once for everybody who follows it, and its worker is free after the step that it
+is in; a job that has a deadline ends by then, whatever it is doing.
+
+The order of the queue is told in `fair_queue`, what may run at the same time in `admission`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import msgspec
 
 from app.domain.errors import (
     Cancelled,
+    DeadlineExceeded,
     EaselError,
     QueueFull,
     ShuttingDown,
@@ -27,28 +31,34 @@ from app.domain.errors import (
 )
 from app.domain.events import (
     EngineEvent,
+    Expired,
     Failed,
     ImageFinished,
     ImageReady,
     JobCancelled,
-    Queued,
+    JobEvent,
     Started,
     Succeeded,
+    Waited,
 )
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
-from app.domain.request import Arguments, GenerationRequest
+from app.domain.request import GenerationRequest, Terms
+from app.engines.base import Sharing
 from app.job_board import JobBoard
-from app.phase_times import PhaseTimes
+from app.scheduling.expectations import Expectations, device_kind
+from app.scheduling.fair_queue import FairQueue, Ticket
+from app.scheduling.queue_news import QueueNews
+from app.scheduling.run_clock import RunClock
+from app.scheduling.schedule import Entry, Estimate, Schedule
+from app.scheduling.warm_up import warm_up
 from app.store.image_files import ImageFiles, StoredImage
-from app.workers.base import Run, RunSpec, SlotInfo, WorkerLost, WorkerPool
+from app.workers.base import RunSpec, SlotInfo, WorkerLost, WorkerPool
 
 _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
-_BOOT_SECONDS = 10.0
-"""What the start of a worker is taken to cost in a forecast: mostly the import of torch."""
 _REFRESH_SECONDS = 2.0
 """How often waiting jobs are told how long it will be."""
 
@@ -60,19 +70,9 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     aging_seconds: float
     generation_timeout: float
     stall_seconds: float
-
-
-class _Entry(msgspec.Struct, eq=False):
-    """A job between submission and end. `since` is monotonic."""
-
-    job: Job
-    card: ModelCard
-    meter: ProgressMeter
-    since: float
-    attempt: int = 1
-    told_position: int = 0
-    run: Run | None = None
-    slot: str = ""
+    starvation_seconds: float = 60.0
+    max_models: int = 0
+    owner_weights: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class GpuScheduler:
@@ -82,7 +82,7 @@ class GpuScheduler:
         self,
         pool: WorkerPool,
         board: JobBoard,
-        times: PhaseTimes,
+        expectations: Expectations,
         images: ImageFiles,
         limits: SchedulerLimits,
         *,
@@ -91,16 +91,21 @@ class GpuScheduler:
     ) -> None:
         self._pool = pool
         self._board = board
-        self._times = times
+        self._expectations = expectations
         self._images = images
         self._limits = limits
         self._preload = tuple(preload)
         self._new_id = new_id
-        self._queue: list[_Entry] = []
-        self._running: dict[str, _Entry] = {}
+        queue = FairQueue(
+            limits.owner_weights,
+            aging_seconds=limits.aging_seconds,
+            starvation_seconds=limits.starvation_seconds,
+        )
+        self._schedule = Schedule(queue, expectations, limits.max_models)
         self._warm: set[tuple[str, int]] = set()
         self._warming: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._news = QueueNews(self._schedule, board, pool.slots, lambda: +self._warming)
         self._closing = False
 
     # -- life --------------------------------------------------------------------------------------
@@ -108,7 +113,7 @@ class GpuScheduler:
     async def start(self) -> None:
         await self._pool.start()
         self._spawn(self._watch())
-        self._spawn(self._refresh_now_and_then())
+        self._spawn(self._tell_now_and_then())
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Take no more jobs, give running ones `drain_s` seconds, and end the rest as failed."""
@@ -116,18 +121,20 @@ class GpuScheduler:
             return
         self._closing = True
         deadline = time.monotonic() + drain_s
-        while self._running and time.monotonic() < deadline:
+        while self._schedule.running and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
+        self._news.close()
         ended = ShuttingDown("The server is shutting down.")
-        for entry in [*self._queue, *self._running.values()]:
-            self._board.publish(entry.job.id, Failed(ended.code, ended.message))
-        self._queue.clear()
+        for entry in [*self._schedule.waiting.values(), *self._schedule.running.values()]:
+            self._end(entry, Failed(ended.code, ended.message))
+        for job_id in list(self._schedule.waiting):
+            self._schedule.remove(job_id)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._pool.close()
-        self._times.save()
+        self._expectations.times.save()
 
     @property
     def ready(self) -> bool:
@@ -141,7 +148,7 @@ class GpuScheduler:
         return list(self._pool.slots().values())
 
     def waiting(self) -> int:
-        return len(self._queue)
+        return len(self._schedule.waiting)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -149,179 +156,194 @@ class GpuScheduler:
         """Whether one more job would be taken. Raises QueueFull, ShuttingDown."""
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
-        if len(self._queue) >= self._limits.max_queue:
-            wait = min(self._lanes(), default=(_BOOT_SECONDS, frozenset()))[0]
-            seconds = min(59, max(1, math.ceil(wait)))
+        if (count := self.waiting()) >= self._limits.max_queue:
+            seconds = min(59, max(1, math.ceil(self._until_one_starts())))
             raise QueueFull(
-                f"{len(self._queue)} jobs are waiting, as many as may. Try again in {seconds} s.",
+                f"{count} jobs are waiting, as many as may. Try again in {seconds} s.",
                 retry_after=seconds,
             )
 
+    def _until_one_starts(self) -> float:
+        """Seconds until the first of those that wait starts."""
+        now = time.monotonic()
+        outlooks = self._schedule.outlooks(self._pool.slots(), +self._warming, now)
+        return min(outlooks[job_id].start for job_id in self._schedule.waiting)
+
     def submit(self, job: Job, card: ModelCard) -> None:
         """Queue a job, after `check_room`."""
-        now = time.monotonic()
-        self._queue.append(_Entry(job, card, ProgressMeter(now), now))
-        self._refresh()
+        entry = self._entry(job, card, time.monotonic())
+        if (deadline := job.terms.deadline) is not None:
+            loop = asyncio.get_running_loop()
+            entry.expiry = loop.call_later(deadline, self._expire, job)
+        self._schedule.add(entry)
+        self._news.tell(at_once=True)
         self._dispatch()
+
+    def _entry(self, job: Job, card: ModelCard, since: float, attempt: int = 1) -> Entry:
+        terms = job.terms
+        device = self._schedule.device(self._pool.slots().values())
+        self._expectations.memory(card, device)
+        ticket = Ticket(
+            id=job.id,
+            owner=job.owner,
+            model=card.id,
+            since=since,
+            seconds=self._expectations.seconds(job.request, device),
+            background=terms.priority == "background",
+            deadline=None if terms.deadline is None else since + terms.deadline,
+            again=attempt > 1,
+        )
+        return Entry(job=job, card=card, meter=ProgressMeter(since), ticket=ticket, attempt=attempt)
 
     async def cancel(self, job_id: str) -> None:
         """End a job. One that has ended already stays as it is."""
-        self._board.publish(job_id, JobCancelled())
-        self._queue = [entry for entry in self._queue if entry.job.id != job_id]
-        running = self._running.get(job_id)
-        if running is not None and running.run is not None:
-            await running.run.cancel()
-        self._refresh()
+        await self._call_off(job_id, JobCancelled())
 
-    def forecast(self, request: GenerationRequest, card: ModelCard) -> float:
-        """Seconds until a job submitted now would be finished."""
-        return self._forecasts([*((e.job.request, e.card) for e in self._queue), (request, card)])[
-            -1
-        ]
+    def _expire(self, job: Job) -> None:
+        late = DeadlineExceeded(f"The job was not done {job.terms.deadline:g} s after it came.")
+        self._spawn(self._call_off(job.id, Expired(late.code, late.message)))
+
+    async def _call_off(self, job_id: str, end: JobEvent) -> None:
+        entry = self._schedule.waiting.get(job_id) or self._schedule.running.get(job_id)
+        if entry is None:
+            return
+        self._end(entry, end)
+        self._schedule.remove(job_id)
+        if entry.run is not None:
+            await entry.run.cancel()
+        self._dispatch()
+
+    def estimate(
+        self, request: GenerationRequest, card: ModelCard, *, owner: str, terms: Terms
+    ) -> Estimate:
+        """What a job submitted now could expect."""
+        now = time.monotonic()
+        unix = time.time()
+        guest = Job(
+            id="guest",
+            owner=owner,
+            door="",
+            request=request,
+            created=unix,
+            changed=unix,
+            terms=terms,
+        )
+        return self._schedule.estimate(
+            self._entry(guest, card, now), self._pool.slots(), +self._warming, now
+        )
 
     # -- who is next -------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
+        now = time.monotonic()
         for slot in self._pool.slots().values():
-            while self._queue and not self._closing and self._has_room(slot):
-                entry = self._choose(slot)
-                self._queue.remove(entry)
-                self._running[entry.job.id] = entry
-                entry.slot = slot.id
+            if self._closing or slot.state != "up" or self._warming[slot.id]:
+                continue
+            while entry := self._schedule.next_for(slot, self._pool.slots().values(), now):
+                self._schedule.start(entry, slot, now)
                 self._spawn(self._draw(entry, slot))
-        self._refresh()
+        self._news.tell()
 
-    def _has_room(self, slot: SlotInfo) -> bool:
-        used = sum(entry.slot == slot.id for entry in self._running.values())
-        return slot.state == "up" and used + self._warming[slot.id] < slot.capacity
-
-    def _choose(self, slot: SlotInfo) -> _Entry:
-        """The oldest job whose model the slot holds, unless the oldest of all has waited enough."""
-        oldest = self._queue[0]
-        if time.monotonic() - oldest.since >= self._limits.aging_seconds:
-            return oldest
-        return next((entry for entry in self._queue if entry.card.id in slot.models), oldest)
-
-    def _lanes(self) -> list[tuple[float, frozenset[str]]]:
-        """For each place where a job can run: seconds until it is free, and the models held there."""
-        now = time.time()
-        lanes: list[tuple[float, frozenset[str]]] = []
-        for slot in self._pool.slots().values():
-            rest = sorted(e.job.eta_at(now) for e in self._running.values() if e.slot == slot.id)
-            start = 0.0 if slot.state == "up" else _BOOT_SECONDS
-            rest += [1.0] * self._warming[slot.id]
-            rest = [start] * max(0, slot.capacity - len(rest)) + rest
-            lanes += [(seconds, frozenset(slot.models)) for seconds in rest]
-        return lanes
-
-    def _forecasts(self, wishes: list[tuple[GenerationRequest, ModelCard]]) -> list[float]:
-        """Seconds until the end of each wish, when they are taken in this order."""
-        device = self._device_kind()
-        lanes = self._lanes() or [(_BOOT_SECONDS, frozenset())]
-        ends = []
-        for request, card in wishes:
-            lanes.sort(key=lambda lane: lane[0])
-            free, held = lanes[0]
-            expected = self._times.expect(request, device, loaded=card.id in held)
-            end = free + sum(expected.values())
-            lanes[0] = (end, held | {card.id})
-            ends.append(end)
-        return ends
-
-    def _device_kind(self) -> str:
-        return next((_kind(slot.device) for slot in self._pool.slots().values()), "cpu")
-
-    def _refresh(self, *, all_of_them: bool = False) -> None:
-        """Tell waiting jobs their place, when it has changed or it is time to."""
-        ends = self._forecasts([(entry.job.request, entry.card) for entry in self._queue])
-        up = any(slot.state == "up" for slot in self._pool.slots().values())
-        reason = "waiting_for_worker" if up else "worker_starting"
-        for position, (entry, end) in enumerate(zip(self._queue, ends, strict=True), start=1):
-            eta = entry.meter.wait(end)
-            if all_of_them or entry.told_position != position:
-                entry.told_position = position
-                self._board.publish(entry.job.id, Queued(position, eta, reason))
-
-    async def _refresh_now_and_then(self) -> None:
+    async def _tell_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
-            self._refresh(all_of_them=True)
             self._dispatch()
-            self._times.save()
+            self._news.tell(at_once=True, all_of_them=True)
+            self._expectations.times.save()
 
     # -- seeing a job through ----------------------------------------------------------------------
 
-    async def _draw(self, entry: _Entry, slot: SlotInfo) -> None:
+    async def _draw(self, entry: Entry, slot: SlotInfo) -> None:
         job, request = entry.job, entry.job.request
-        loaded = entry.card.id in slot.models
-        device = _kind(slot.device)
-        entry.meter.begin(self._times.expect(request, device, loaded=loaded))
+        device = device_kind(slot.device)
         self._board.publish(job.id, Started(slot.id, entry.attempt))
-        run = entry.run = self._pool.run(slot.id, self._spec(job.id, entry, slot))
-        retry = False
+        run = entry.run = self._pool.run(slot.id, self._spec(entry, slot, device))
+        limit = min(job.terms.timeout or math.inf, self._limits.generation_timeout)
+        retry, seconds = False, None
         try:
-            async with asyncio.timeout(self._limits.generation_timeout):
+            async with asyncio.timeout(limit) as clock:
+                run_clock = RunClock(clock)
+                if job.ended:  # called off before its run existed
+                    await run.cancel()
                 async for event in run:
+                    run_clock.heard(event)
                     await self._observe(entry, event)
             self._board.publish(job.id, entry.meter.finish(time.monotonic()))
-            self._times.learn(request, device, entry.meter.measured, loaded=loaded)
-            self._board.publish(job.id, Succeeded())
+            measured = entry.meter.measured
+            self._expectations.learn(
+                request, device, measured, loaded=entry.loaded, shared=entry.shared
+            )
+            seconds = sum(measured.values()) - measured.get("loading_model", 0.0)
+            self._end(entry, Succeeded())
         except Cancelled:
-            self._board.publish(job.id, JobCancelled())
+            self._end(entry, JobCancelled())
         except TimeoutError:
-            limit = self._limits.generation_timeout
-            self._fail(job, TimedOut(f"Drawing took longer than the {limit:g} s allowed."))
+            self._fail(entry, TimedOut(f"Drawing took longer than the {limit:g} s allowed."))
         except EaselError as error:
-            self._fail(job, error)
+            self._fail(entry, error)
         except WorkerLost as loss:
             retry = entry.attempt < MAX_ATTEMPTS and not job.ended
             _log.warning("job %s lost its worker in attempt %d: %s", job.id, entry.attempt, loss)
             if not retry:
-                self._fail(
-                    job, WorkerCrashed(f"The worker died {MAX_ATTEMPTS} times over this job.")
-                )
+                died = WorkerCrashed(f"The worker died {MAX_ATTEMPTS} times over this job.")
+                self._fail(entry, died)
         except Exception:
             _log.exception("job %s", job.id)
-            self._fail(job, EaselError("The server made a mistake; its log says more."))
+            self._fail(entry, EaselError("The server made a mistake; its log says more."))
         finally:
             await run.aclose()
-            del self._running[job.id]
+            self._schedule.end(entry, 0.0 if retry else seconds)
             if retry:
                 self._again(entry)
             if not self._closing:
                 self._dispatch()
 
-    def _spec(self, run_id: str, entry: _Entry, slot: SlotInfo) -> RunSpec:
+    def _spec(self, entry: Entry, slot: SlotInfo, device: str) -> RunSpec:
+        cap = self._expectations.cap(entry.job.request, device)
         return RunSpec(
-            run_id=f"{run_id}.{entry.attempt}",
+            run_id=f"{entry.job.id}.{entry.attempt}",
             attempt=entry.attempt,
             epoch=slot.epoch,
             card=entry.card,
             request=entry.job.request,
+            sharing=Sharing(rank=entry.rank, batch=cap),
             stall_s=self._limits.stall_seconds,
         )
 
-    async def _observe(self, entry: _Entry, event: EngineEvent) -> None:
+    async def _observe(self, entry: Entry, event: EngineEvent) -> None:
+        if isinstance(event, Waited):
+            return
         if isinstance(event, ImageFinished):
             image_id = self._new_id()
             await self._images.put(image_id, StoredImage(event.image, event.media_type))
             self._board.publish(
                 entry.job.id, ImageReady(event.index, image_id, event.seed, event.prompt_tokens)
             )
-        else:
-            self._board.publish(entry.job.id, entry.meter.observe(event, time.monotonic()))
+            return
+        now = time.monotonic()
 
-    def _fail(self, job: Job, error: EaselError) -> None:
-        self._board.publish(job.id, Failed(error.code, error.message, error.param))
+        def remaining() -> float:
+            slots = self._pool.slots()
+            return self._schedule.remaining(entry, slots, +self._warming, now)
 
-    def _again(self, entry: _Entry) -> None:
+        steps_done = entry.meter.finishing
+        self._board.publish(entry.job.id, entry.meter.observe(event, now, remaining))
+        if entry.meter.finishing and not steps_done:
+            self._dispatch()  # the next one may step while this one is decoded
+
+    def _fail(self, entry: Entry, error: EaselError) -> None:
+        self._end(entry, Failed(error.code, error.message, error.param))
+
+    def _end(self, entry: Entry, event: JobEvent) -> None:
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        self._board.publish(entry.job.id, event)
+
+    def _again(self, entry: Entry) -> None:
         """A second attempt, first in line, with a fresh meter: its progress starts over."""
-        self._queue.insert(
-            0,
-            _Entry(
-                entry.job, entry.card, ProgressMeter(entry.since), entry.since, entry.attempt + 1
-            ),
-        )
+        again = self._entry(entry.job, entry.card, entry.ticket.since, entry.attempt + 1)
+        again.expiry = entry.expiry
+        self._schedule.add(again)
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -332,16 +354,10 @@ class GpuScheduler:
             self._dispatch()
 
     async def _warm_up(self, slot: SlotInfo) -> None:
-        """Load what is to be preloaded, and draw one picture whose kind was never measured here."""
+        """Jobs wait for its end: what is measured meanwhile must not be disturbed."""
         self._warming[slot.id] += 1
         try:
-            for card in self._preload:
-                await self._pool.call(slot.id, "load", card)
-                wish = card.resolve(Arguments(prompt="a warm-up"), draw_seed=lambda: 0)
-                if not self._times.knows(wish, _kind(slot.device)):
-                    first = msgspec.structs.replace(wish, num_inference_steps=1)
-                    for request in (first, wish):  # the first run of all pays for lazy set-up
-                        await self._rehearse(card, request, slot)
+            await warm_up(self._pool, slot, self._preload, self._expectations)
             self._warm.add((slot.id, slot.epoch))
         except (EaselError, WorkerLost) as error:
             _log.error("worker %s cannot warm up: %s", slot.id, error)
@@ -349,22 +365,7 @@ class GpuScheduler:
             self._warming[slot.id] -= 1
             self._dispatch()
 
-    async def _rehearse(self, card: ModelCard, request: GenerationRequest, slot: SlotInfo) -> None:
-        meter = ProgressMeter(time.monotonic())
-        spec = RunSpec(f"warm-up.{self._new_id()}", 1, slot.epoch, card, request)
-        async for event in self._pool.run(slot.id, spec):
-            if not isinstance(event, ImageFinished):
-                meter.observe(event, time.monotonic())
-        meter.finish(time.monotonic())
-        if request.num_inference_steps > 1:
-            self._times.learn(request, _kind(slot.device), meter.measured, loaded=True)
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _kind(device: str) -> str:
-    """Times are learnt per kind of device: all "cuda:N" of a machine are taken as equal."""
-    return device.partition(":")[0]

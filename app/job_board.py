@@ -16,7 +16,7 @@ import msgspec
 from app.domain.errors import NotFound
 from app.domain.events import TERMINAL, JobEvent, NumberedEvent, Progressed
 from app.domain.job import Job
-from app.domain.request import GenerationRequest
+from app.domain.request import GenerationRequest, Terms
 
 _WITH_PREVIEWS = 16
 """Ended jobs that keep their previews a while, for followers that have not caught up."""
@@ -38,10 +38,18 @@ class JobBoard:
         self._entries: dict[str, _Entry] = {}
         self._ended: list[str] = []
 
-    def open(self, request: GenerationRequest, *, owner: str, door: str) -> Job:
+    def open(
+        self, request: GenerationRequest, *, owner: str, door: str, terms: Terms | None = None
+    ) -> Job:
         now = self._clock()
         job = Job(
-            id=self._new_id(), owner=owner, door=door, request=request, created=now, changed=now
+            id=self._new_id(),
+            owner=owner,
+            door=door,
+            request=request,
+            created=now,
+            changed=now,
+            terms=terms or Terms(),
         )
         self._entries[job.id] = _Entry(job)
         return job

@@ -15,9 +15,13 @@ import app
 from app.api import a1111, diffugen, health, jobs, openai
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
+from app.engines.weight_bytes import weight_bytes
 from app.gpu_scheduler import GpuScheduler, SchedulerLimits
 from app.job_board import JobBoard
-from app.phase_times import PhaseTimes
+from app.presets import FILE_NAME, Presets
+from app.scheduling.batch_profile import BatchProfiles
+from app.scheduling.expectations import Expectations
+from app.scheduling.phase_times import PhaseTimes
 from app.service import ImageService
 from app.settings import ConfigurationError, Settings, load_cards
 from app.store.image_files import ImageFiles
@@ -35,21 +39,36 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
     Raises ConfigurationError.
     """
     cards = load_cards(settings.models_dir)
-    for name in (settings.default_model, *settings.preload, *settings.aliases.values()):
+    for name in (
+        settings.default_model,
+        *settings.preload,
+        *settings.pinned,
+        *settings.aliases.values(),
+    ):
         if name not in cards:
             raise ConfigurationError(f"the settings name model {name}, which has no card")
     board = JobBoard(keep=settings.keep_jobs, clock=time.time, new_id=new_id)
     images = ImageFiles(settings.data_dir / "images", settings.image_memory)
     scheduler = GpuScheduler(
-        pool or LocalPool(settings.device_names(), max_models=settings.max_models),
+        pool
+        or LocalPool(
+            settings.device_names(), capacity=settings.max_running, budget=settings.budget()
+        ),
         board,
-        PhaseTimes(settings.data_dir / "phase_times.json"),
+        Expectations(
+            PhaseTimes(settings.data_dir / "phase_times.json"),
+            BatchProfiles(settings.data_dir / "batch_profiles.json", enabled=settings.batching),
+            weight_bytes,
+        ),
         images,
         SchedulerLimits(
             max_queue=settings.max_queue,
             aging_seconds=settings.aging_seconds,
             generation_timeout=settings.generation_timeout,
             stall_seconds=settings.stall_seconds,
+            starvation_seconds=settings.starvation_seconds,
+            max_models=settings.max_models,
+            owner_weights=settings.owner_weights,
         ),
         preload=[cards[name] for name in settings.preload],
         new_id=new_id,
@@ -62,6 +81,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
         scheduler,
         board,
         images,
+        Presets(settings.data_dir / FILE_NAME),
     )
     return service, scheduler
 
@@ -85,6 +105,7 @@ def create_app(settings: Settings, service: ImageService, scheduler: GpuSchedule
         on_hang_up=settings.on_hang_up,
         json_heartbeat_after=settings.json_heartbeat_after,
         efforts=settings.quality,
+        trust_user_header=settings.trust_user_header,
     )
 
     def provide_doors() -> DoorSettings:

@@ -6,6 +6,9 @@ import fnmatch
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from typing import Any
+
+import msgspec
 
 from app.attendance import Attendance
 from app.domain.errors import InvalidRequest, NotFound, UnknownModel
@@ -15,7 +18,10 @@ from app.domain.model_card import ModelCard
 from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard
+from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
+from app.scheduling.expectations import device_kind
+from app.scheduling.schedule import Estimate
 from app.store.image_files import ImageFiles, StoredImage
 from app.workers.base import SlotInfo
 
@@ -36,6 +42,7 @@ class ImageService:
         scheduler: GpuScheduler,
         board: JobBoard,
         images: ImageFiles,
+        presets: Presets,
     ) -> None:
         self._cards = cards
         self._default = cards[default_model]
@@ -43,6 +50,7 @@ class ImageService:
         self._scheduler = scheduler
         self._board = board
         self._images = images
+        self._presets = presets
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
         self._names = {name: card for card in cards.values() for name in (card.id, *card.aliases)}
@@ -83,9 +91,25 @@ class ImageService:
 
     def resolve(self, given: Arguments, family: str | None = None) -> GenerationRequest:
         """The request that a submission would draw. Raises InvalidRequest."""
-        return self.model(given.model, family).resolve(
-            given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT)
-        )
+        card = self.model(given.model, family)
+        request = card.resolve(given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT))
+        technique = self._presets.technique(card, self._device, request.preset)
+        return msgspec.structs.replace(request, technique=technique)
+
+    def presets(self, card: ModelCard) -> dict[str, dict[str, Any]]:
+        """The presets that the model has here, and what was measured of each."""
+        return self._presets.shown(card, self._device)
+
+    def preset_of(self, request: GenerationRequest) -> dict[str, Any]:
+        """How a request is drawn: its preset, the technique, and what was measured of that."""
+        figures = self.presets(self._cards[request.model]).get(request.preset, {})
+        if figures.get("technique") != request.technique:  # calibrated anew meanwhile
+            figures = {}
+        return {"preset": request.preset, **figures, "technique": request.technique}
+
+    @property
+    def _device(self) -> str:
+        return next((device_kind(slot.device) for slot in self._scheduler.slots()), "cpu")
 
     def submit(
         self,
@@ -102,7 +126,7 @@ class ImageService:
         """
         request = self.resolve(given, family)
         self._scheduler.check_room()
-        job = self._board.open(request, owner=owner, door=door)
+        job = self._board.open(request, owner=owner, door=door, terms=given.terms)
         self._attendance.grant(job.id, grace)
         self._scheduler.submit(job, self._cards[request.model])
         return job
@@ -135,10 +159,11 @@ class ImageService:
         if job.ended:
             self._attendance.forget(job.id)
 
-    def estimate(self, given: Arguments) -> tuple[GenerationRequest, float]:
-        """What would be drawn, and in how many seconds it would be done. Raises InvalidRequest."""
+    def estimate(self, given: Arguments, *, owner: str) -> tuple[GenerationRequest, Estimate]:
+        """What would be drawn, when it would be done and what it takes. Raises InvalidRequest."""
         request = self.resolve(given)
-        return request, self._scheduler.forecast(request, self._cards[request.model])
+        card = self._cards[request.model]
+        return request, self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
 
     def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
         """Events of a job numbered above `after`, to the terminal one. Raises NotFound."""

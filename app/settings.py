@@ -6,10 +6,10 @@ import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import ByteSize, Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,8 +18,12 @@ from pydantic_settings import (
 )
 
 from app.domain.model_card import ModelCard
+from app.workers.budget import Budget
 
 _PACKAGE = Path(__file__).parent
+
+Share = Literal["auto"] | Annotated[ByteSize, Field(gt=0)]
+"""Bytes ("12GB", "900MiB", a number), or a part of what there is."""
 
 
 class ConfigurationError(Exception):
@@ -47,10 +51,19 @@ class Settings(BaseSettings):
     aliases: dict[str, str] = Field(default_factory=dict)
     foreign_models: tuple[str, ...] = ("dall-e-*", "gpt-image-*", "chatgpt-image-*")
     devices: Literal["auto"] | tuple[str, ...] = "auto"
-    max_models: PositiveInt = 2
+    max_vram: Share = "auto"
+    max_ram: Share = "auto"
+    max_models: int = Field(default=0, ge=0)
+    model_ttl: float = Field(default=0.0, ge=0)
+    pinned: tuple[str, ...] = ()
     preload: tuple[str, ...] = ("sketch",)
     max_queue: PositiveInt = 100
+    max_running: PositiveInt = 8
+    batching: bool = True
     aging_seconds: float = Field(default=10.0, ge=0)
+    starvation_seconds: float = Field(default=60.0, ge=0)
+    trust_user_header: bool = False
+    owner_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     generation_timeout: PositiveFloat = 300.0
     stall_seconds: PositiveFloat = 120.0
     heartbeat_interval: PositiveFloat = 15.0
@@ -74,6 +87,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = TomlConfigSettingsSource(settings_cls, config_dir() / "easel.toml")
         return init_settings, env_settings, file
+
+    def budget(self) -> Budget:
+        """What the models of a worker may take."""
+        return Budget(
+            max_vram=0 if self.max_vram == "auto" else self.max_vram,
+            max_ram=0 if self.max_ram == "auto" else self.max_ram,
+            max_models=self.max_models,
+            pinned=self.pinned,
+            model_ttl=self.model_ttl,
+        )
 
     def device_names(self) -> tuple[str, ...]:
         """The devices to use, found without importing torch."""

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.gateway import Gateway, running_gateway
+from tests.postgres import database_url, postgres
+from tests.s3 import bucket, s3_endpoint
+
+__all__ = ["bucket", "database_url", "postgres", "s3_endpoint"]  # fixtures of other files
 
 CARDS = Path(__file__).parent / "cards"
 
@@ -37,6 +41,7 @@ def fake_settings() -> dict[str, str]:
         "EASEL_DEFAULT_MODEL": "fake",
         "EASEL_PRELOAD": '["fake"]',
         "EASEL_DEVICES": '["fake"]',
+        "EASEL_MAX_RUNNING": "1",
         "EASEL_MAX_QUEUE": "3",
         "EASEL_HEARTBEAT_INTERVAL": "0.2",
     }

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app.domain.events import EngineEvent, ImageFinished, StepFinished
+from app.domain.events import EngineEvent, ImageFinished, StepFinished, Waited
 from app.domain.request import Arguments, GenerationRequest
+from app.engines.base import ALONE, Sharing
 from app.engines.diffusers_engine import DiffusersEngine
 from app.engines.image_codec import Pixels
 from app.settings import load_cards
@@ -41,15 +42,19 @@ class Painter:
         return self.card.resolve(arguments, draw_seed=lambda: 1)
 
     def run(
-        self, request: GenerationRequest, hook: Callable[[EngineEvent], None] = lambda event: None
+        self,
+        request: GenerationRequest,
+        hook: Callable[[EngineEvent], None] = lambda event: None,
+        sharing: Sharing = ALONE,
     ) -> list[EngineEvent]:
         events: list[EngineEvent] = []
 
         def report(event: EngineEvent) -> None:
-            events.append(event)
-            hook(event)
+            if not isinstance(event, Waited):  # as often as the machine is busy
+                events.append(event)
+                hook(event)
 
-        self.engine.generate(request, report)
+        self.engine.generate(request, report, sharing)
         return events
 
     def draw(self, prompt: str = PROMPT, **given: Any) -> Pixels:

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from app.cli import _show_trials
+from app.presets import FILE_NAME, GATES, Presets, Trial
+from app.scheduling.batch_profile import BatchProfiles
+from app.settings import load_cards
 from tests.pictures import colour_at, corners, pixels
 
 
@@ -90,3 +94,95 @@ def test_a_card_with_a_mistake_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "broken.toml" in done.stderr
+
+
+def small_flux(folder: Path) -> dict[str, str]:
+    """The environment of an installation whose only real model draws small pictures in few steps."""
+    card = load_cards(Path(python_path(), "config", "models"))["sketch-flux"]
+    text = (
+        f'id = "small"\nfamily = "flux"\nsource = "{card.source}"\n'
+        "[defaults]\nwidth = 128\nheight = 128\nnum_inference_steps = 6\n"
+        'guidance_scale = 0.0\nsampler = "euler"\nmax_sequence_length = 32\n'
+    )
+    paper = 'id = "paper"\nfamily = "fake"\nsource = "."\n[defaults]\nsampler = "euler"\n'
+    cards = folder / "cards"
+    cards.mkdir()
+    (cards / "small.toml").write_text(text)
+    (cards / "paper.toml").write_text(paper)
+    return {
+        "PYTHONPATH": python_path(),
+        "EASEL_MODELS_DIR": str(cards),
+        "EASEL_DEVICES": '["cpu"]',
+    }
+
+
+def test_calibrate_measures_refuses_and_stores(tmp_path: Path) -> None:
+    environment = small_flux(tmp_path)
+    tried = ("--technique", "first_block_cache=0.3", "--technique", "nonsense")
+    done = easel(
+        *("bench", "calibrate", "small", "--quick", "--json", *tried),
+        folder=tmp_path,
+        **environment,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    cached, nonsense = told["trials"]
+    assert cached["technique"] == "first_block_cache=0.3"
+    assert cached["pictures"] >= 1
+    assert cached["speedup"] > 0
+    assert 0 < cached["psnr"] <= 99
+    assert "cannot be drawn" in nonsense["failed"]
+    assert set(told["presets"]) == set(GATES)
+    # What is allowed is what the stored file allows to a server, which reads it in its own process.
+    card = load_cards(tmp_path / "cards")["small"]
+    presets = Presets(tmp_path / FILE_NAME)
+    for preset in GATES:
+        allowed = presets.shown(card, "cpu").get(preset)
+        assert told["presets"][preset] == allowed
+
+
+def test_calibrate_prints_why_a_technique_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    rough = Trial(technique="rough", speedup=1.5, psnr=25.0, ssim=0.9, pictures=32)
+    slow = Trial(technique="slow", speedup=0.9, psnr=60.0, ssim=1.0, pictures=32)
+    broken = Trial(technique="broken", failed="no compiler")
+    _show_trials([rough, slow, broken])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["rough", "1.50x"]
+    assert lines[1].split()[-2:] == ["refused", "passed"]
+    assert lines[-3:] == [
+        "rough is refused for balanced: PSNR 25.0 dB is below 30",
+        "slow is refused for balanced and fast: 0.90 times the speed of exact is below 1.05",
+        "broken is refused for balanced and fast: it failed: no compiler",
+    ]
+
+
+def test_profile_stores_what_the_server_reads(tmp_path: Path) -> None:
+    done = easel(
+        *("bench", "profile", "small", "--size", "160x128", "--json"),
+        folder=tmp_path,
+        **small_flux(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)
+    assert (told["width"], told["height"]) == (160, 128)
+    assert told["seconds"]["1"] > 0
+    profiles = BatchProfiles(tmp_path / "batch_profiles.json")
+    assert not profiles.wants("small", "cpu", 160, 128)
+    assert profiles.cap("small", "cpu", 160, 128) == told["cap"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("calibrate", "nothing"), "there is no model nothing; models: paper, small"),
+        (("calibrate", "paper"), "model: No technique is known for models of family fake."),
+        (("profile", "nothing"), "there is no model nothing"),
+        (("profile", "small", "--size", "large"), "--size must be like 512x512"),
+        (("profile", "small", "--size", "9x9"), "width must be between"),
+    ],
+)
+def test_bench_says_what_is_wrong(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    done = easel("bench", *words, folder=tmp_path, **small_flux(tmp_path))
+    assert done.returncode == 2
+    assert told in " ".join(done.stderr.split())
+    assert done.stdout == ""

@@ -11,6 +11,7 @@ from app.domain.events import (
     TERMINAL,
     EngineEvent,
     Event,
+    Expired,
     Failed,
     ImageFinished,
     ImageReady,
@@ -23,6 +24,7 @@ from app.domain.events import (
     Started,
     StepFinished,
     Succeeded,
+    Waited,
 )
 
 RAW = bytes(range(256))
@@ -31,6 +33,8 @@ ENGINE_EVENTS: list[EngineEvent] = [
     PhaseStarted("generating", 40),
     StepFinished(3),
     StepFinished(4, RAW),
+    StepFinished(5, None, 4, 0.25),
+    Waited(),
     ImageFinished(1, RAW, 2**32 - 1, "image/png"),
 ]
 JOB_EVENTS: list[JobEvent] = [
@@ -42,6 +46,7 @@ JOB_EVENTS: list[JobEvent] = [
     Succeeded(),
     Failed("out_of_memory", "There is no room."),
     JobCancelled(),
+    Expired("deadline_exceeded", "Too late."),
 ]
 
 
@@ -77,6 +82,7 @@ def test_the_tag_on_the_wire_is_called_type_and_says_the_kind() -> None:
         "succeeded": Succeeded,
         "failed": Failed,
         "cancelled": JobCancelled,
+        "expired": Expired,
     }
 
 
@@ -87,8 +93,8 @@ def test_one_family_is_never_taken_for_the_other(event: Event) -> None:
         msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=other)
 
 
-def test_exactly_three_kinds_end_a_job() -> None:
-    assert set(TERMINAL) == {Succeeded, Failed, JobCancelled}
+def test_exactly_four_kinds_end_a_job() -> None:
+    assert set(TERMINAL) == {Succeeded, Failed, JobCancelled, Expired}
 
 
 def test_an_event_cannot_be_changed() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import pytest
 
 from app.domain.events import Phase, PhaseStarted, Progressed, StepFinished
-from app.domain.progress import MESSAGES, WORK_PHASES, ProgressMeter, weighted_percent
+from app.domain.progress import MESSAGES, WORK_PHASES, Left, ProgressMeter, weighted_percent
 
 EXPECTED: dict[Phase, float] = {
     "initializing": 0.5,
@@ -187,6 +187,65 @@ def test_every_phase_is_measured_as_long_as_it_took() -> None:
         "post_processing": 0.25,
     }
     assert Job(EXPECTED).run(real).meter.measured == pytest.approx(real)
+
+
+# -- in company ------------------------------------------------------------------------------------
+
+
+def generating(expected: float = 4.0, slower: float = 1.0) -> ProgressMeter:
+    """A meter of a run of four steps that has just begun with them."""
+    meter = ProgressMeter(0.0)
+    meter.begin({"generating": expected}, lambda batch: 1.0 + slower * (batch - 1))
+    meter.observe(PhaseStarted("generating", 4), 0.0)
+    return meter
+
+
+def test_waiting_behind_others_is_neither_learnt_nor_extrapolated() -> None:
+    meter = generating()
+    meter.observe(StepFinished(1, None, 1, 9.0), 10.0)
+    assert meter.left(10.0).steps == pytest.approx(3.0)
+    for step in (2, 3, 4):
+        meter.observe(StepFinished(step), 9.0 + step)
+    meter.observe(PhaseStarted("post_processing"), 13.0)
+    assert meter.measured["generating"] == pytest.approx(4.0)
+
+
+def test_shared_steps_count_as_if_they_had_been_alone() -> None:
+    meter = generating(slower=0.5)
+    for step in (1, 2, 3, 4):
+        meter.observe(StepFinished(step, None, 3), 2.0 * step)  # twice as slow with three
+    meter.observe(PhaseStarted("post_processing"), 8.0)
+    assert meter.measured["generating"] == pytest.approx(4.0)
+
+
+def test_a_step_that_stood_longer_than_it_took_teaches_nothing_new() -> None:
+    meter = generating()
+    meter.observe(StepFinished(1, None, 1, 5.0), 2.0)  # it stood before its steps began, too
+    assert meter.left(2.0).steps == pytest.approx(3.0)
+
+
+def test_what_others_add_is_told_when_it_is_known_and_still_never_grows() -> None:
+    meter = generating()
+    assert meter.observe(StepFinished(1), 1.0, lambda: 3.5).eta_seconds == 3.5
+    assert meter.observe(StepFinished(2), 2.0, lambda: 6.0).eta_seconds == 3.5
+    assert meter.observe(StepFinished(3), 3.0, lambda: 1.25).eta_seconds == 1.25
+
+
+def test_what_is_left_is_told_by_its_parts() -> None:
+    meter = ProgressMeter(0.0)
+    meter.begin(EXPECTED)
+    assert meter.left(0.0) == Left(4.75, 10.0, 1.0)
+    meter.observe(PhaseStarted("preparing"), 5.0)
+    assert meter.left(5.125) == Left(0.125, 10.0, 1.0)
+    meter.observe(PhaseStarted("generating", 4), 6.0)
+    assert not meter.finishing
+    meter.observe(StepFinished(1), 8.5)
+    assert meter.left(8.5) == Left(0.0, 7.5, 1.0)
+    meter.observe(PhaseStarted("post_processing"), 16.0)
+    assert meter.left(16.25) == Left(0.0, 0.0, 0.75)
+    assert meter.finishing
+    meter.finish(17.0)
+    assert meter.left(17.0) == Left(0.0, 0.0, 0.0)
 
 
 # -- what is said ----------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ decodes nothing more; numbers that are none make no picture; a full device spoil
 from __future__ import annotations
 
 import threading
+import time
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import torch
 from app.domain.errors import Cancelled, InvalidOutput, OutOfMemory
 from app.domain.events import EngineEvent, ImageFinished, PhaseStarted, StepFinished
 from app.engines import stable_diffusion
+from app.engines.side_by_side import side_by_side
 from tests.painter import Painter, pictures, steps
 
 
@@ -24,18 +27,23 @@ def sketch() -> Painter:
 
 def test_phases_steps_and_images_are_told_in_this_order(sketch: Painter) -> None:
     told = sketch.run(sketch.wish(n=2, num_inference_steps=2))
-    brief = [event.index if isinstance(event, ImageFinished) else event for event in told]
-    assert brief == [
+    assert [brief(event) for event in told] == [
         PhaseStarted("preparing"),
         PhaseStarted("generating", 4),
-        StepFinished(1),
-        StepFinished(2),
-        0,
-        StepFinished(3),
-        StepFinished(4),
+        "step 1",
+        "step 2",
+        "image 0",
+        "step 3",
+        "step 4",
         PhaseStarted("post_processing"),
-        1,
+        "image 1",
     ]
+
+
+def brief(event: EngineEvent) -> object:
+    if isinstance(event, StepFinished):
+        return f"step {event.step}"
+    return f"image {event.index}" if isinstance(event, ImageFinished) else event
 
 
 @pytest.mark.parametrize(("n", "at_step", "decoded"), [(1, 3, 0), (1, 5, 0), (2, 8, 1)])
@@ -54,12 +62,12 @@ def test_a_run_that_is_called_off_leaves_at_once_and_decodes_nothing_more(
 
     def stop(event: EngineEvent) -> None:
         events.append(event)
-        if event == StepFinished(at_step):
+        if brief(event) == f"step {at_step}":
             raise Cancelled("Somebody asked for it to stop.")
 
     with pytest.raises(Cancelled):
         sketch.run(sketch.wish(n=n), stop)
-    assert events[-1] == StepFinished(at_step)
+    assert brief(events[-1]) == f"step {at_step}"
     assert steps(events) == list(range(1, at_step + 1))
     assert len(decodings) == decoded
     assert len(pictures(sketch.run(sketch.wish()))) == 1  # the engine is as good as new
@@ -91,6 +99,63 @@ def test_a_device_without_room_says_so_and_draws_the_next(
     assert len(pictures(sketch.run(sketch.wish()))) == 1
 
 
+@pytest.mark.parametrize("at_call", [1, 4])
+def test_a_picture_that_did_not_fit_is_drawn_once_more_with_less(
+    sketch: Painter, monkeypatch: pytest.MonkeyPatch, at_call: int
+) -> None:
+    forward = sketch.pipeline.unet.forward
+    calls: list[int] = []
+
+    def full_at_first(*given: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == at_call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*given, **named)
+
+    usual = sketch.run(sketch.wish())
+    with monkeypatch.context() as patch:
+        patch.setattr(sketch.pipeline.unet, "forward", full_at_first)
+        told = sketch.run(sketch.wish())
+    assert len(calls) == at_call + 5
+    assert (pictures(told)[0] == pictures(usual)[0]).all()
+    assert steps(told) == steps(usual)  # each is told once
+    assert [brief(event) for event in told][-2:] == [PhaseStarted("post_processing"), "image 0"]
+
+
+def test_less_memory_means_tiles(sketch: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiled: list[bool] = []
+    decode = type(sketch.pipeline.vae).decode
+
+    def full_at_first(self: Any, *given: Any, **named: Any) -> Any:
+        tiled.append(self.use_tiling)
+        if len(tiled) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(self, *given, **named)
+
+    monkeypatch.setattr(type(sketch.pipeline.vae), "decode", full_at_first)
+    assert len(pictures(sketch.run(sketch.wish()))) == 1
+    assert len(pictures(sketch.run(sketch.wish()))) == 1
+    assert tiled == [False, True, False]
+
+
+def test_the_first_failure_of_several_pictures_ends_them_all_and_is_raised() -> None:
+    begun: list[int] = []
+    both = threading.Barrier(2)
+
+    def draw(index: int) -> None:
+        begun.append(index)
+        if index < 2:
+            both.wait(5)
+        if index == 1:
+            raise InvalidOutput("no picture")
+        time.sleep(0.05)
+
+    with pytest.raises(InvalidOutput):
+        side_by_side(draw, 50, 2)
+    assert {0, 1} <= set(begun)
+    assert len(begun) < 6
+
+
 def test_threads_that_share_a_tokenizer_do_not_change_each_others_prompts(sketch: Painter) -> None:
     tokenizer = sketch.pipeline.tokenizer
     wrong: list[int] = []
@@ -111,3 +176,12 @@ def test_threads_that_share_a_tokenizer_do_not_change_each_others_prompts(sketch
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_model_that_was_parked_draws_the_same_picture() -> None:
+    painter = Painter("sketch", stable_diffusion)
+    before, memory = painter.draw(), painter.engine.memory
+    painter.engine.park()
+    painter.engine.unpark()
+    assert (painter.draw() == before).all()
+    assert painter.engine.memory == memory > 20_000_000

@@ -7,6 +7,7 @@ import pytest
 
 from app.domain.errors import OutOfMemory
 from app.domain.events import (
+    Expired,
     Failed,
     ImageReady,
     JobCancelled,
@@ -68,6 +69,7 @@ def test_pictures_are_kept_by_index_in_whatever_order_they_come() -> None:
         (Succeeded(), "succeeded"),
         (Failed("out_of_memory", "No room."), "failed"),
         (JobCancelled(), "cancelled"),
+        (Expired("deadline_exceeded", "Too late."), "expired"),
     ],
 )
 def test_each_end_has_its_status_and_leaves_nothing_to_wait_for(
@@ -87,6 +89,11 @@ def test_a_failure_keeps_how_far_it_came_and_says_why() -> None:
     job = job_after(Started("w", 1), STEP_2, Failed(OutOfMemory.code, "No room."))
     assert (job.progress, job.fraction) == (37.5, 0.4)
     assert (job.error_code, job.error_message) == ("out_of_memory", "No room.")
+
+
+def test_an_expired_job_says_why() -> None:
+    job = job_after(Queued(1, 9.0, "waiting_for_worker"), Expired("deadline_exceeded", "Too late."))
+    assert (job.error_code, job.error_message) == ("deadline_exceeded", "Too late.")
 
 
 def test_a_second_attempt_waits_and_starts_again() -> None:

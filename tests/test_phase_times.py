@@ -1,8 +1,8 @@
 """Measured seconds: there is always an expectation, and it becomes true by measuring.
 
 Promised: never measured, it is a prior; a relative of the same model on the same device is scaled
-to the work; the very same kind of work is a running mean. All of it survives a restart, and a
-damaged file costs estimates only.
+to the work; the very same kind of work is the median of its newest measurements. All of it survives
+a restart, and a damaged file costs estimates only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.domain.events import Phase
 from app.domain.model_card import Defaults, Limits, ModelCard
 from app.domain.progress import WORK_PHASES
 from app.domain.request import Arguments, GenerationRequest
-from app.phase_times import PhaseTimes
+from app.scheduling.phase_times import PhaseTimes
 
 CARD = ModelCard(
     id="painter",
@@ -141,10 +141,50 @@ def test_a_model_that_was_loaded_teaches_no_load() -> None:
     assert expect(times, wish())["loading_model"] == MEASURED["loading_model"]
 
 
-def test_one_wild_measurement_moves_an_expectation_by_thirty_percent_of_the_difference() -> None:
+def test_a_wild_measurement_moves_no_expectation() -> None:
     times = taught()
-    times.learn(wish(), "cpu", {"generating": 108.0}, loaded=True)
-    assert expect(times, wish())["generating"] == pytest.approx(8.0 + 30.0)
+    for seconds in (108.0, 8.0, 8.0, 0.01, 8.0, 500.0):
+        times.learn(wish(), "cpu", {"generating": seconds}, loaded=True)
+        assert expect(times, wish())["generating"] == 8.0
+
+
+def test_old_measurements_are_forgotten() -> None:
+    times = taught()
+    for number in range(40):
+        times.learn(wish(), "cpu", {"generating": float(number)}, loaded=True)
+    assert 30 <= expect(times, wish())["generating"] <= 33
+
+
+def test_pictures_that_share_forwards_count_as_so_many_rounds() -> None:
+    times = taught()
+    together = times.expect(wish(n=4), "cpu", loaded=True, rounds=1.5)
+    assert together["generating"] == pytest.approx(1.5 * 8.0)
+    assert together["post_processing"] == pytest.approx(4 * 1.0)
+    times.learn(wish(n=4, steps=7), "cpu", {"generating": 6.0}, loaded=True, rounds=1.5)
+    assert expect(times, wish(steps=7))["generating"] == pytest.approx(4.0)
+
+
+def spread(times: PhaseTimes, request: GenerationRequest, *, loaded: bool = True) -> float:
+    return times.spread(request, "cpu", loaded=loaded)
+
+
+def test_nine_of_ten_runs_end_within_the_spread() -> None:
+    times = PhaseTimes()
+    for seconds in (10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 16.0, 90.0):
+        times.learn(wish(), "cpu", {"generating": seconds}, loaded=True)
+    known = spread(times, wish())
+    assert known == pytest.approx(6.0, rel=0.05)  # the other phases are guesses, and short
+
+
+def test_the_spread_shrinks_with_what_is_known_and_adds_up_as_squares() -> None:
+    times = taught()
+    once = spread(times, wish())
+    assert once == pytest.approx(0.3 * math.hypot(0.5, 0.25, 8.0, 1.0))
+    assert spread(times, wish(), loaded=False) > once
+    for _ in range(15):
+        times.learn(wish(), "cpu", MEASURED, loaded=False)
+    assert spread(times, wish()) == pytest.approx(once / 4)
+    assert spread(PhaseTimes(), wish()) > once / 4
 
 
 def test_a_machine_that_became_faster_is_believed_after_a_dozen_runs() -> None:

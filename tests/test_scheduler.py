@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,61 +22,10 @@ from app.domain.events import (
     Succeeded,
 )
 from app.domain.job import Job
-from app.domain.request import Arguments
-from app.gpu_scheduler import GpuScheduler
-from app.main import build
-from app.service import ImageService
-from app.settings import load_settings
+from app.workers.budget import Budget
 from app.workers.in_process import InProcessPool
 from app.workers.local import LocalPool
-from tests.conftest import CARDS
-
-Pool = InProcessPool | LocalPool
-POOLS: dict[str, type[Pool]] = {"threads": InProcessPool, "processes": LocalPool}
-
-
-class House:
-    """A service over a started scheduler."""
-
-    def __init__(self, service: ImageService, scheduler: GpuScheduler, pool: Pool) -> None:
-        self.service, self.scheduler, self.pool = service, scheduler, pool
-
-    def submit(self, model: str = "fake", **given: int) -> Job:
-        arguments = Arguments(
-            prompt="x", model=model, num_inference_steps=given.get("steps"), n=given.get("n")
-        )
-        return self.service.submit(arguments, owner="tests", door="tests")
-
-    async def events(self, job: Job) -> list[JobEvent]:
-        return [numbered.event async for numbered in self.service.follow(job.id)]
-
-    async def until(self, job: Job, wanted: Callable[[JobEvent], bool]) -> None:
-        async for numbered in self.service.follow(job.id):
-            if wanted(numbered.event):
-                return
-
-
-@asynccontextmanager
-async def house(folder: Path, pool: Pool, **given: object) -> AsyncIterator[House]:
-    settings = load_settings(
-        **{
-            "data_dir": folder,
-            "models_dir": CARDS,
-            "default_model": "fake",
-            "preload": (),
-            "max_queue": 3,
-            **given,
-        }
-    )
-    service, scheduler = build(settings, pool)
-    await scheduler.start()
-    try:
-        async with asyncio.timeout(30):
-            while not scheduler.ready:
-                await asyncio.sleep(0.01)
-        yield House(service, scheduler, pool)
-    finally:
-        await scheduler.close()
+from tests.house import POOLS, House, house
 
 
 @pytest.fixture(params=sorted(POOLS))
@@ -183,11 +131,11 @@ async def test_a_job_that_takes_too_long_fails_as_timed_out(tmp_path: Path) -> N
 async def test_held_models_go_first_until_the_oldest_has_waited_enough(
     tmp_path: Path, aging: float, first: str
 ) -> None:
-    pool = InProcessPool(("fake",), max_models=1)
+    pool = InProcessPool(("fake",), budget=Budget(max_models=1))
     async with house(tmp_path, pool, aging_seconds=aging) as built:
         running = built.submit("fake", steps=30)
         await built.until(running, lambda event: isinstance(event, Progressed) and event.step == 1)
-        older, younger = built.submit("lab/slow"), built.submit("fake")
+        older, younger = built.submit("lab/slow", steps=1), built.submit("fake")
         await asyncio.gather(*(built.service.wait(job.id) for job in (older, younger)))
         ended = sorted((older, younger), key=lambda job: job.changed)
         assert ended[0].request.model == first

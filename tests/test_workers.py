@@ -13,11 +13,12 @@ import psutil
 import pytest
 
 from app.domain.errors import Cancelled, ModelUnavailable
-from app.domain.events import EngineEvent, ImageFinished, PhaseStarted, StepFinished
+from app.domain.events import EngineEvent, ImageFinished, PhaseStarted, StepFinished, Waited
 from app.domain.model_card import ModelCard
 from app.domain.request import Arguments, GenerationRequest
 from app.settings import load_cards
 from app.workers.base import RunSpec, WorkerLost
+from app.workers.budget import Budget
 from app.workers.in_process import InProcessPool
 from app.workers.local import LocalPool
 
@@ -90,11 +91,13 @@ async def test_a_held_model_is_told_and_can_be_unloaded(pool: Pool) -> None:
     assert pool.slots()["fake"].models == ()
 
 
-async def test_the_model_used_least_recently_makes_room(pool: Pool) -> None:
+@pytest.mark.parametrize("kind", sorted(POOLS))
+async def test_the_model_used_least_recently_makes_room(kind: str) -> None:
     third = CARDS["fake"].model_copy(update={"id": "third"})
-    for card in (CARDS["fake"], CARDS["lab/slow"], CARDS["fake"], third):
-        await pool.call("fake", "load", card)
-    assert pool.slots()["fake"].models == ("fake", "third")
+    async with started(POOLS[kind](("fake",), budget=Budget(max_models=2))) as pool:
+        for card in (CARDS["fake"], CARDS["lab/slow"], CARDS["fake"], third):
+            await pool.call("fake", "load", card)
+        assert pool.slots()["fake"].models == ("fake", "third")
 
 
 async def test_cancel_ends_a_run_within_a_step(pool: Pool) -> None:
@@ -226,5 +229,6 @@ async def until_up(pool: Pool) -> None:
 
 
 async def count(run: object) -> int:
-    """How many events the run gives until it ends."""
-    return len([event async for event in run])  # type: ignore[attr-defined]
+    """How many events the run gives until it ends; not its signs of life, which a busy machine adds."""
+    events = [event async for event in run]  # type: ignore[attr-defined]
+    return len([event for event in events if not isinstance(event, Waited)])

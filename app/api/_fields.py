@@ -7,14 +7,16 @@ them with different values are refused.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.errors import InvalidRequest
-from app.domain.request import Arguments
+from app.domain.request import Arguments, Priority, Terms
 
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+_DAY = 86_400.0
+Seconds = Annotated[float, Field(ge=1.0, le=_DAY, allow_inf_nan=False)]
 _SIZE = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
 
 
@@ -29,6 +31,7 @@ class PictureFields(BaseModel):
         "sampler": ("sampler_name", "sampling_method", "scheduler"),
         "seed": ("rng_seed",),
         "strength": ("denoising_strength",),
+        "preset": ("quality_preset",),
     }
 
     prompt: str
@@ -53,9 +56,14 @@ class PictureFields(BaseModel):
     rng_seed: int | None = None
     strength: float | None = None
     denoising_strength: float | None = None
+    preset: str | None = None
+    quality_preset: str | None = None
     output_format: str | None = None
     output_compression: int | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
+    priority: Priority | None = None
+    deadline: Seconds | None = None
+    timeout: Seconds | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -98,8 +106,14 @@ class PictureFields(BaseModel):
             sampler=self._one_of("sampler"),
             seed=self._one_of("seed"),
             strength=self._one_of("strength"),
+            preset=self._one_of("preset"),
             output_format=self.output_format,
             output_compression=self.output_compression,
+            terms=Terms(
+                priority=self.priority or "interactive",
+                deadline=self.deadline,
+                timeout=self.timeout,
+            ),
         )
 
     def _one_of(self, name: str) -> Any:

@@ -38,6 +38,7 @@ STATUS: dict[str, int] = {
     errors.ModelUnavailable.code: 500,
     errors.WorkerCrashed.code: 500,
     errors.TimedOut.code: 504,
+    errors.DeadlineExceeded.code: 504,
     # Somebody else cancelled the job that this client waits for.
     errors.Cancelled.code: 422,
     errors.EaselError.code: 500,
@@ -74,6 +75,7 @@ class DoorSettings(msgspec.Struct, frozen=True):
     on_hang_up: str
     json_heartbeat_after: float
     efforts: dict[str, float]
+    trust_user_header: bool = False
 
 
 class ClientLeft(Exception):
@@ -201,7 +203,7 @@ async def wait_for(
 
     Raises:
         ClientLeft: there is nobody to answer.
-        EaselError: the job failed or was cancelled elsewhere.
+        EaselError: the job failed, expired, or was cancelled elsewhere.
     """
     service.attend(job)
     ended = asyncio.create_task(service.wait(job.id))
@@ -222,7 +224,7 @@ async def wait_for(
 
 def error_of(job: Job) -> errors.EaselError | None:
     """What an ended job ended with, if not well."""
-    if job.status == "failed":
+    if job.status in ("failed", "expired"):
         return errors.error_from(job.error_code or "", job.error_message or "", job.error_param)
     return errors.Cancelled("The job was cancelled.") if job.status == "cancelled" else None
 

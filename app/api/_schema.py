@@ -42,7 +42,7 @@ _ERRORS = {
     429: "The queue is full; nothing was drawn. `retry-after` says when to come again.",
     500: "Drawing failed, or the server made a mistake.",
     503: "The server is going away, or the device has no room for this request.",
-    504: "Drawing took longer than the server allows.",
+    504: "Drawing took longer than the server allows, or its client.",
 }
 
 BODY = (400, 413, 415)

@@ -57,6 +57,8 @@ Format = Literal["png", "jpeg", "webp"]
 
 
 class Pictures(msgspec.Struct):
+    """The figures are those of the technique, where the preset has one."""
+
     created: int
     data: list[Picture]
     size: str
@@ -66,6 +68,13 @@ class Pictures(msgspec.Struct):
     usage: Usage
     model: str
     job_id: str
+    preset: Literal["strict", "exact", "balanced", "fast"]
+    technique: str
+    speedup: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    max_difference: int | None = None
+    pictures: int | None = None
 
 
 class ModelShown(msgspec.Struct):
@@ -85,6 +94,8 @@ class ModelShown(msgspec.Struct):
     transparent_background: bool
     defaults: dict[str, Any]
     limits: dict[str, float]
+    preset: Literal["strict", "exact", "balanced", "fast"]
+    presets: dict[str, dict[str, Any]]
 
 
 class ModelList(msgspec.Struct):
@@ -122,6 +133,8 @@ class JobShown(msgspec.Struct):
     attempt: int
     queue_position: int
     images: list[str]
+    priority: Literal["interactive", "background"]
+    deadline: float | None
     error: JobError | None
 
 
@@ -130,11 +143,20 @@ class JobList(msgspec.Struct):
 
 
 class Estimate(msgspec.Struct):
+    """Half of such jobs are done after `eta_seconds`, nine of ten after `eta_seconds_p90`.
+
+    `memory_bytes` is what the model's weights take; 0 where that is not known.
+    """
+
     model: str
     size: str
     n: int
     num_inference_steps: int
     eta_seconds: float
+    eta_seconds_p90: float
+    queue_position: int
+    model_held: bool
+    memory_bytes: int
 
 
 class DiffuGenPicture(msgspec.Struct):

@@ -21,7 +21,8 @@ from msgspec.structs import replace
 from pydantic import Field
 
 from app.api._fields import PictureFields
-from app.api._http import require_json, wait_for
+from app.api._http import DoorSettings, require_json, wait_for
+from app.api._owner import owner_of
 from app.api._pictures import from_base64, to_base64, upright_size, without_alpha
 from app.api._schema import BODY, WAITS, answers
 from app.api._shapes import (
@@ -84,9 +85,9 @@ class Console:
         own = [seat for seat in self._seats if seat.caller == caller and not seat.job.ended]
         return sorted(own, key=lambda seat: seat.job.status == "running")
 
-    async def draw(self, request: AnyRequest, data: TextBody) -> Json:
+    async def draw(self, request: AnyRequest, data: TextBody, owner: str) -> Json:
         """Submit, wait and answer. Raises what `submit` and `wait_for` raise."""
-        job = self.service.submit(data.arguments_at(self), owner="local", door="a1111")
+        job = self.service.submit(data.arguments_at(self), owner=owner, door="a1111")
         seat = Seat(caller_of(request), job)
         self._seats.append(seat)
         watching = asyncio.create_task(self._watch(seat))
@@ -203,15 +204,25 @@ async def schedulers() -> list[Json]:
 
 
 @post("/txt2img", status_code=200, guards=[require_json], **answers(WebUiPictures, *WAITS))
-async def txt2img(data: JSONBody[TextBody], request: AnyRequest, console: AtConsole) -> Json:
+async def txt2img(
+    data: JSONBody[TextBody],
+    request: AnyRequest,
+    console: AtConsole,
+    doors: NamedDependency[DoorSettings],
+) -> Json:
     """Draw pictures from text."""
-    return await console.draw(request, data)
+    return await console.draw(request, data, owner_of(request, doors))
 
 
 @post("/img2img", status_code=200, guards=[require_json], **answers(WebUiPictures, *WAITS))
-async def img2img(data: JSONBody[PictureBody], request: AnyRequest, console: AtConsole) -> Json:
+async def img2img(
+    data: JSONBody[PictureBody],
+    request: AnyRequest,
+    console: AtConsole,
+    doors: NamedDependency[DoorSettings],
+) -> Json:
     """Draw a picture anew, all of it or where the mask is white."""
-    return await console.draw(request, data)
+    return await console.draw(request, data, owner_of(request, doors))
 
 
 @get("/progress", **answers(WebUiProgress, 400))

@@ -14,9 +14,18 @@ from litestar.params import JSONBody
 
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, EventStream, require_json, sse, wait_for
+from app.api._owner import owner_of
 from app.api._schema import EVENTS, SUBMITS, WAITS, answers
 from app.api._shapes import DiffuGenAnswer
-from app.domain.events import Failed, JobCancelled, NumberedEvent, Progressed, Queued, Succeeded
+from app.domain.events import (
+    Expired,
+    Failed,
+    JobCancelled,
+    NumberedEvent,
+    Progressed,
+    Queued,
+    Succeeded,
+)
 from app.domain.job import Job
 from app.service import ImageService
 
@@ -29,17 +38,18 @@ async def _generate(
     data: DiffuGenBody,
     request: Request[Any, Any, Any],
     service: ImageService,
+    owner: str,
     family: str | None,
 ) -> dict[str, Any]:
-    job = service.submit(data.to_arguments(), owner="local", door="diffugen", family=family)
+    job = service.submit(data.to_arguments(), owner=owner, door="diffugen", family=family)
     await wait_for(request, service, job)
     return {"success": True, **await _result(service, job)}
 
 
 def _stream(
-    data: DiffuGenBody, service: ImageService, heartbeat: float, family: str | None
+    data: DiffuGenBody, service: ImageService, owner: str, heartbeat: float, family: str | None
 ) -> EventStream:
-    job = service.submit(data.to_arguments(), owner="local", door="diffugen", family=family)
+    job = service.submit(data.to_arguments(), owner=owner, door="diffugen", family=family)
     service.attend(job)
     frames = _frames(service, job)
     return EventStream(frames, heartbeat=heartbeat, on_close=lambda: service.leave(job))
@@ -86,7 +96,7 @@ async def _frames(service: ImageService, job: Job) -> AsyncGenerator[bytes, None
                 yield sse("progress", _progress(numbered, job))
             case Succeeded():
                 yield sse("done", {"done": True, **await _result(service, job)})
-            case Failed(code, message):
+            case Failed(code, message) | Expired(code, message):
                 error = {"error": message, "phase": "error", "message": message, "code": code}
                 yield sse("error", {**error, "job_id": job.id})
             case JobCancelled():
@@ -102,7 +112,7 @@ def _progress(numbered: NumberedEvent, job: Job) -> dict[str, Any]:
         told: dict[str, Any] = {
             "phase": "initializing",
             "progress": 0.0,
-            "message": f"Waiting in the queue, position {event.position}",
+            "message": f"Waiting in the queue, position {event.position} ({event.reason})",
             "eta_seconds": event.eta_seconds,
             "queue_position": event.position,
             "reason": event.reason,
@@ -131,9 +141,10 @@ def _routes(path: str, family: str | None) -> list[HTTPRouteHandler]:
         data: JSONBody[DiffuGenBody],
         request: Request[Any, Any, Any],
         service: NamedDependency[ImageService],
+        doors: NamedDependency[DoorSettings],
     ) -> dict[str, Any]:
         """Draw pictures with any model, or with one of the family that the route is named for."""
-        return await _generate(data, request, service, family)
+        return await _generate(data, request, service, owner_of(request, doors), family)
 
     @post(
         f"{path}/stream",
@@ -144,11 +155,13 @@ def _routes(path: str, family: str | None) -> list[HTTPRouteHandler]:
     )
     async def stream(
         data: JSONBody[DiffuGenBody],
+        request: Request[Any, Any, Any],
         service: NamedDependency[ImageService],
         doors: NamedDependency[DoorSettings],
     ) -> EventStream:
         """The same, with an event for each step; then `done` with the pictures, or `error`."""
-        return _stream(data, service, doors.heartbeat, family)
+        owner = owner_of(request, doors)
+        return _stream(data, service, owner, doors.heartbeat, family)
 
     return [generate, stream]
 

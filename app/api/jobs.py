@@ -14,6 +14,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, EventStream, require_json, sse
+from app.api._owner import owner_of
 from app.api._schema import BODY, EVENTS, LAST_EVENT_ID, PICTURE, SUBMITS, answers
 from app.api._shapes import Estimate, JobList, JobShown
 from app.domain.errors import InvalidRequest
@@ -28,10 +29,13 @@ class JobBody(PictureFields):
 
 @post("/jobs", status_code=202, guards=[require_json], **answers(JobShown, *SUBMITS, status=202))
 async def create_job(
-    data: JSONBody[JobBody], service: NamedDependency[ImageService]
+    data: JSONBody[JobBody],
+    request: Request[Any, Any, Any],
+    service: NamedDependency[ImageService],
+    doors: NamedDependency[DoorSettings],
 ) -> dict[str, Any]:
     """Take a job and answer at once; it goes on whether or not anybody watches."""
-    return _shown(service.submit(data.to_arguments(), owner="local", door="jobs"))
+    return _shown(service.submit(data.to_arguments(), owner=owner_of(request, doors), door="jobs"))
 
 
 @get("/jobs", **answers(JobList, 400))
@@ -94,16 +98,20 @@ async def get_image(
 
 @post("/estimate", status_code=200, guards=[require_json], **answers(Estimate, *BODY, 404))
 async def estimate(
-    data: JSONBody[JobBody], service: NamedDependency[ImageService]
+    data: JSONBody[JobBody],
+    request: Request[Any, Any, Any],
+    service: NamedDependency[ImageService],
+    doors: NamedDependency[DoorSettings],
 ) -> dict[str, Any]:
     """What a job with this body would draw, and when it would be done, without taking it."""
-    request, seconds = service.estimate(data.to_arguments())
+    owner = owner_of(request, doors)
+    wish, expected = service.estimate(data.to_arguments(), owner=owner)
     return {
-        "model": request.model,
-        "size": request.size,
-        "n": request.n,
-        "num_inference_steps": request.num_inference_steps,
-        "eta_seconds": seconds,
+        "model": wish.model,
+        "size": wish.size,
+        "n": wish.n,
+        "num_inference_steps": wish.num_inference_steps,
+        **msgspec.structs.asdict(expected),
     }
 
 
@@ -144,6 +152,8 @@ def _shown(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "queue_position": job.position,
         "images": [job.images[index].image_id for index in sorted(job.images)],
+        "priority": job.terms.priority,
+        "deadline": job.terms.deadline,
         "error": None,
     }
     if job.error_code:

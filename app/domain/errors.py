@@ -13,7 +13,8 @@
     │   ├── OutOfMemory          the device has no room for this request
     │   ├── ModelUnavailable     the weights are missing, damaged or of a kind we refuse
     │   ├── WorkerCrashed        the process that drew it died, twice
-    │   └── TimedOut             drawing took longer than the server allows
+    │   ├── TimedOut             drawing took longer than the server allows
+    │   └── DeadlineExceeded     it was not finished when its client said it must be
     └── Cancelled            somebody asked for it to stop
 
 Messages are written for the client that reads them: they never quote a foreign exception, a path or
@@ -94,6 +95,10 @@ class WorkerCrashed(GenerationFailed):
 
 class TimedOut(GenerationFailed):
     code = "generation_timeout"
+
+
+class DeadlineExceeded(GenerationFailed):
+    code = "deadline_exceeded"
 
 
 class Cancelled(EaselError):

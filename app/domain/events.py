@@ -38,10 +38,15 @@ class PhaseStarted(Event, frozen=True, tag="phase_started"):
 
 
 class StepFinished(Event, frozen=True, tag="step_finished"):
-    """Denoising step `step` (1 to total) is done; `preview` is a small encoded picture or nothing."""
+    """Denoising step `step` (1 to total) is done; `preview` is a small encoded picture or nothing.
+
+    `batch` pictures shared its forward; for `waited` seconds it stood behind others' work.
+    """
 
     step: int
     preview: bytes | None = None
+    batch: int = 1
+    waited: float = 0.0
 
 
 class ImageFinished(Event, frozen=True, tag="image_finished"):
@@ -57,13 +62,20 @@ class ImageFinished(Event, frozen=True, tag="image_finished"):
     prompt_tokens: int = 0
 
 
-EngineEvent = PhaseStarted | StepFinished | ImageFinished
+class Waited(Event, frozen=True, tag="waited"):
+    """The run is alive and stands behind others' work on its device."""
+
+
+EngineEvent = PhaseStarted | StepFinished | ImageFinished | Waited
 
 # -- job events ------------------------------------------------------------------------------------
 
 
 class Queued(Event, frozen=True, tag="queued"):
-    """The job waits at `position` (1 is next); `eta_seconds` is until it is *finished*."""
+    """The job waits at `position` (1 is next); `eta_seconds` is until it is *finished*.
+
+    `reason` says why it waits: a word, and what may be told of the others ("behind 2 jobs, ~3.4 s").
+    """
 
     position: int
     eta_seconds: float
@@ -119,9 +131,16 @@ class JobCancelled(Event, frozen=True, tag="cancelled"):
     pass
 
 
-JobEvent = Queued | Started | Progressed | ImageReady | Succeeded | Failed | JobCancelled
+class Expired(Event, frozen=True, tag="expired"):
+    """The job's deadline came first. `code` and `message` are those of a failure."""
 
-TERMINAL = (Succeeded, Failed, JobCancelled)
+    code: str
+    message: str
+
+
+JobEvent = Queued | Started | Progressed | ImageReady | Succeeded | Failed | JobCancelled | Expired
+
+TERMINAL = (Succeeded, Failed, JobCancelled, Expired)
 
 
 class NumberedEvent(msgspec.Struct, frozen=True):

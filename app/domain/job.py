@@ -7,6 +7,7 @@ from typing import Literal, assert_never
 import msgspec
 
 from app.domain.events import (
+    Expired,
     Failed,
     ImageReady,
     JobCancelled,
@@ -16,7 +17,7 @@ from app.domain.events import (
     Started,
     Succeeded,
 )
-from app.domain.request import GenerationRequest
+from app.domain.request import GenerationRequest, Terms
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 
@@ -39,6 +40,7 @@ class Job(msgspec.Struct, kw_only=True):
     request: GenerationRequest
     created: float
     changed: float
+    terms: Terms = Terms()
     status: Status = "queued"
     attempt: int = 0
     worker: str = ""
@@ -88,6 +90,9 @@ class Job(msgspec.Struct, kw_only=True):
                 self.status, self.eta_seconds = "failed", 0.0
                 self.error_code, self.error_message = event.code, event.message
                 self.error_param = event.param
+            case Expired():
+                self.status, self.eta_seconds = "expired", 0.0
+                self.error_code, self.error_message = event.code, event.message
             case JobCancelled():
                 self.status, self.eta_seconds = "cancelled", 0.0
             case _:

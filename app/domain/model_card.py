@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from app.domain import samplers
 from app.domain.errors import InvalidRequest
-from app.domain.request import MEDIA_TYPES, SEED_LIMIT, Arguments, Family, GenerationRequest, Task
+from app.domain.request import (
+    MEDIA_TYPES,
+    SEED_LIMIT,
+    Arguments,
+    Family,
+    GenerationRequest,
+    Preset,
+    Task,
+)
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -53,11 +61,13 @@ class Limits(_Part):
 
 class FakeTimes(_Part):
     """How slow the fake engine pretends to be, in seconds, and whether it draws noise: a picture of
-    one colour is too easy for encoders and sockets to be measured with."""
+    one colour is too easy for encoders and sockets to be measured with. A step of `batch` pictures
+    takes no longer than that of one."""
 
     load_seconds: float = Field(default=0.0, ge=0)
     step_seconds: float = Field(default=0.0, ge=0)
     noise: bool = False
+    batch: PositiveInt = 1
 
 
 class ModelCard(_Part):
@@ -75,6 +85,7 @@ class ModelCard(_Part):
     licence: str = ""
     tasks: tuple[Task, ...] = ("text2image",)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    preset: Preset = "exact"
     defaults: Defaults
     limits: Limits = Limits()
     fake: FakeTimes = FakeTimes()
@@ -140,6 +151,7 @@ class ModelCard(_Part):
                 "output_compression", _or(given.output_compression, 100), 0, 100
             ),
             max_sequence_length=default.max_sequence_length,
+            preset=_preset(_or(given.preset, self.preset)),
             previews=_within("previews", _or(given.previews, 0), 0, 10),
             image=given.image,
             mask_image=given.mask_image,
@@ -220,6 +232,14 @@ def _seed(given: int | None, draw: Callable[[], int]) -> int:
     if given is None or given == -1:
         return draw()
     return _within("seed", given, 0, SEED_LIMIT - 1)
+
+
+def _preset(given: str) -> Preset:
+    known: tuple[Preset, ...] = get_args(Preset)
+    for preset in known:
+        if given == preset:
+            return preset
+    raise InvalidRequest(f"preset must be one of {', '.join(known)}.", param="preset")
 
 
 def _output_format(given: str | None) -> Literal["png", "jpeg", "webp"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import msgspec
 
 from app.domain.events import Phase, PhaseStarted, Progressed, StepFinished
 
@@ -49,6 +51,14 @@ _ALMOST = 0.999
 """As far as `fraction` goes before the end, also when nothing is expected to take any time."""
 
 
+class Left(msgspec.Struct, frozen=True):
+    """Seconds of work that remain if nobody else works: before, in and after the denoising steps."""
+
+    before: float
+    steps: float
+    after: float
+
+
 class ProgressMeter:
     """Turns the engine events of one attempt into progress that can be believed.
 
@@ -58,6 +68,10 @@ class ProgressMeter:
     `eta_seconds` never grows (a late job holds its estimate until the truth falls below it), and
     `fraction = elapsed / (elapsed + eta_seconds)` therefore never shrinks. `elapsed` counts from the
     submission, so the wait in the queue is part of both.
+
+    A step that stood behind others' work, or shared its forward with others, took longer than it
+    would alone. What is learnt and extrapolated is the pace alone; what others add to the rest of
+    this run is for `forecast` to say, which `observe` takes.
 
     All times are seconds of one monotonic clock, given by the caller.
     """
@@ -71,6 +85,9 @@ class ProgressMeter:
         self._phase_began = submitted
         self._step = 0
         self._total_steps = 0
+        self._slowdown: Callable[[int], float] = _no_slowdown
+        self._alone = 0.0
+        self._stepped = submitted
         self.measured: dict[Phase, float] = {}
 
     def wait(self, eta_seconds: float) -> float:
@@ -78,37 +95,92 @@ class ProgressMeter:
         self._eta = min(self._eta, max(0.0, eta_seconds))
         return self._eta
 
-    def begin(self, expected: Mapping[Phase, float]) -> None:
-        """A worker took the job; `expected` are the seconds of each phase to come."""
-        self._expected = expected
+    def begin(
+        self, expected: Mapping[Phase, float], slowdown: Callable[[int], float] | None = None
+    ) -> None:
+        """A worker took the job; `expected` are the seconds of each phase to come, when alone.
 
-    def observe(self, event: PhaseStarted | StepFinished, now: float) -> Progressed:
-        """Take in an engine event and say how far the job is."""
+        `slowdown` says how many times longer a step takes when so many pictures share its forward.
+        """
+        self._expected = expected
+        self._slowdown = slowdown or _no_slowdown
+
+    def left(self, now: float) -> Left:
+        """The work that remains at `now`."""
+        before, steps, after = 0.0, 0.0, 0.0
+        for phase in self._to_come():
+            seconds = self._rest_of(phase, now)
+            if phase == "generating":
+                steps = seconds
+            elif phase == "post_processing":
+                after = seconds
+            else:
+                before += seconds
+        return Left(before, steps, after)
+
+    @property
+    def finishing(self) -> bool:
+        """Whether all denoising steps are done."""
+        return self._phase in ("post_processing", "complete")
+
+    def observe(
+        self,
+        event: PhaseStarted | StepFinished,
+        now: float,
+        forecast: Callable[[], float] | None = None,
+    ) -> Progressed:
+        """Take in an engine event and say how far the job is.
+
+        `forecast` is asked afterwards for the seconds until the end; without it, the work that
+        remains is taken for them.
+        """
         preview = None
         if isinstance(event, PhaseStarted):
             self._close_phase(now)
             self._phase, self._phase_began, self._step = event.phase, now, 0
+            self._alone, self._stepped = 0.0, now
             if event.total_steps is not None:
                 self._total_steps = event.total_steps
             message = MESSAGES[event.phase]
         else:
-            self._step = event.step
+            self._alone += self._alone_seconds(event, now - self._stepped)
+            self._step, self._stepped = event.step, now
             preview = event.preview
             message = f"Generating step {event.step}/{self._total_steps}"
-        return self._progressed(message, now, preview)
+        return self._progressed(message, now, preview, forecast)
 
     def finish(self, now: float) -> Progressed:
         """All pictures are there."""
         self._close_phase(now)
         self._phase, self._phase_began = "complete", now
-        return self._progressed(MESSAGES["complete"], now, None)
+        return self._progressed(MESSAGES["complete"], now, None, None)
 
     def _close_phase(self, now: float) -> None:
         if self._phase in PHASE_WEIGHTS:
-            self.measured[self._phase] = now - self._phase_began
+            seconds = now - self._phase_began
+            if self._phase == "generating":  # net of what others took
+                seconds = self._alone + now - self._stepped
+            self.measured[self._phase] = seconds
 
-    def _progressed(self, message: str, now: float, preview: bytes | None) -> Progressed:
-        self._eta = min(self._eta, self._remaining(now))
+    def _alone_seconds(self, event: StepFinished, took: float) -> float:
+        """What the step would have taken if nobody else had worked."""
+        slower = self._slowdown(event.batch)
+        if event.waited and event.waited >= took:  # it stood before this phase began, too
+            return min(took, self._usual_pace() * slower) / slower
+        return (took - event.waited) / slower
+
+    def _usual_pace(self) -> float:
+        return self._expected.get("generating", 0.0) / max(1, self._total_steps)
+
+    def _progressed(
+        self,
+        message: str,
+        now: float,
+        preview: bytes | None,
+        forecast: Callable[[], float] | None,
+    ) -> Progressed:
+        remaining = forecast() if forecast is not None else self._remaining(now)
+        self._eta = min(self._eta, remaining)
         elapsed = max(now - self._submitted, 1e-9)
         share = min(elapsed / (elapsed + self._eta), _ALMOST)
         self._fraction = 1.0 if self._phase == "complete" else max(self._fraction, share)
@@ -127,14 +199,27 @@ class ProgressMeter:
         )
 
     def _remaining(self, now: float) -> float:
+        return sum((self._rest_of(phase, now) for phase in self._to_come()), start=0.0)
+
+    def _to_come(self) -> tuple[Phase, ...]:
+        """The phases that are not over."""
         if self._phase == "complete":
-            return 0.0
-        later = WORK_PHASES[WORK_PHASES.index(self._phase) + 1 :]
-        rest = sum(self._expected.get(phase, 0.0) for phase in later)
-        expected = self._expected.get(self._phase, 0.0)
-        in_phase = now - self._phase_began
-        if self._phase != "generating" or not self._total_steps:
-            return rest + max(0.0, expected - in_phase)
-        usual_pace = expected / self._total_steps
-        pace = (usual_pace * _TRUST_IN_THE_PAST + in_phase) / (_TRUST_IN_THE_PAST + self._step)
-        return rest + pace * (self._total_steps - self._step)
+            return ()
+        if self._phase not in PHASE_WEIGHTS:
+            return WORK_PHASES
+        return WORK_PHASES[WORK_PHASES.index(self._phase) :]
+
+    def _rest_of(self, phase: Phase, now: float) -> float:
+        """Seconds alone that remain of a phase that is not over."""
+        expected = self._expected.get(phase, 0.0)
+        if phase != self._phase:
+            return expected
+        if phase != "generating" or not self._total_steps:
+            return max(0.0, expected - (now - self._phase_began))
+        known = self._usual_pace() * _TRUST_IN_THE_PAST
+        pace = (known + self._alone) / (_TRUST_IN_THE_PAST + self._step)
+        return pace * (self._total_steps - self._step)
+
+
+def _no_slowdown(_: int) -> float:
+    return 1.0

@@ -9,6 +9,9 @@ import msgspec
 Family = Literal["stable_diffusion", "flux", "fake"]
 Task = Literal["text2image", "image2image", "inpaint"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+Preset = Literal["strict", "exact", "balanced", "fast"]
+"""How close to the stock pipeline's picture: bit for bit; up to rounding, where steps are shared; and
+two that trade closeness for speed, once they were measured to be worth it."""
 
 MEDIA_TYPES: dict[OutputFormat, str] = {
     "png": "image/png",
@@ -22,6 +25,21 @@ SEED_LIMIT = 2**32
 
 MAX_INPUT_PIXELS = 64 * 1024 * 1024
 """Above this an input picture is refused by its header, before a byte of it is decoded."""
+
+
+Priority = Literal["interactive", "background"]
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks of the schedule; the picture is the same under any terms.
+
+    `deadline` is seconds from submission: a job that is not finished by then expires. `timeout` is
+    seconds of drawing, at most those that the server allows.
+    """
+
+    priority: Priority = "interactive"
+    deadline: float | None = None
+    timeout: float | None = None
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +67,9 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     mask_image: bytes | None = None
     output_format: str | None = None
     output_compression: int | None = None
+    preset: str | None = None
     previews: int | None = None
+    terms: Terms = Terms()
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +98,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_format: OutputFormat
     output_compression: int
     max_sequence_length: int
+    preset: Preset = "exact"
+    technique: str = ""
     previews: int = 0
     image: bytes | None = None
     mask_image: bytes | None = None

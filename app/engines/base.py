@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
+
+import msgspec
 
 from app.domain.events import EngineEvent
 from app.domain.model_card import ModelCard
@@ -13,8 +15,27 @@ Report = Callable[[EngineEvent], None]
 """Tells what happened. Raises `domain.errors.Cancelled` when the run is to stop: let it pass."""
 
 
+class Sharing(msgspec.Struct, frozen=True):
+    """How a run shares its device with others.
+
+    `rank` is (class, due): at every step the run of the lowest rank goes first; `due` is comparable
+    among the runs of one worker and has no other meaning. `batch` is how many pictures may share one
+    forward of the denoiser.
+    """
+
+    rank: tuple[int, float] = (0, 0.0)
+    batch: int = 1
+
+
+ALONE = Sharing()
+
+
 class Engine(Protocol):
     """One loaded model. Methods block; `generate` may be called by several threads at once."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the loaded weights."""
 
     def load(self, card: ModelCard, device: str) -> None:
         """Bring the weights to `device` ("cpu", "cuda", "mps" …).
@@ -24,7 +45,9 @@ class Engine(Protocol):
             OutOfMemory: they do not fit.
         """
 
-    def generate(self, request: GenerationRequest, report: Report) -> None:
+    def generate(
+        self, request: GenerationRequest, report: Report, sharing: Sharing = ALONE
+    ) -> None:
         """Draw. Reports `PhaseStarted("preparing")`, `PhaseStarted("generating", total_steps)`,
         each `StepFinished`, `PhaseStarted("post_processing")`, and an `ImageFinished` for each of
         the n images as soon as it is encoded.
@@ -33,6 +56,12 @@ class Engine(Protocol):
             Cancelled: `report` raised it; no decoding follows.
             InvalidOutput: the latents hold NaN or infinity.
             OutOfMemory: the request does not fit; the engine stays usable.
+        """
+
+    def profile(self, request: GenerationRequest) -> Mapping[int, float]:
+        """Seconds of one forward of the denoiser for requests like this one, by how many share it.
+
+        Measured now; empty where forwards cannot be shared.
         """
 
     def unload(self) -> None:

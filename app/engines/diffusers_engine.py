@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline
 
-from app.domain.errors import OutOfMemory
-from app.domain.events import ImageFinished, PhaseStarted
+from app.domain.errors import Cancelled, OutOfMemory
+from app.domain.events import ImageFinished, PhaseStarted, Waited
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest, Task
-from app.engines import image_codec, samplers
-from app.engines.base import Report
+from app.engines import forward_profile, image_codec, samplers
+from app.engines.base import ALONE, Report, Sharing
+from app.engines.forward_batcher import ForwardBatcher
+from app.engines.forward_profile import FirstCall
+from app.engines.host_copy import HostCopy
+from app.engines.pipeline_view import DENOISERS, one_at_a_time, view_of
 from app.engines.preview import LatentColours, PredictedEnd
-from app.engines.step_gate import StepGate, one_at_a_time, view_of
+from app.engines.prompt_cache import PromptCache
+from app.engines.run_gate import RunGate
+from app.engines.side_by_side import side_by_side
+from app.engines.step_gate import ImageGate
+from app.engines.techniques import Denoiser, Techniques
+from app.engines.turnstile import Turnstile
 from app.engines.weights import load_pipeline
+
+_log = logging.getLogger(__name__)
 
 
 class Family(Protocol):
@@ -34,18 +49,44 @@ class Family(Protocol):
 
 
 class DiffusersEngine:
-    """One loaded pipeline. Requests run in the callers' threads, each on its own view."""
+    """One loaded pipeline. Requests run in the callers' threads, each picture on its own view."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, turnstile: Turnstile | None = None) -> None:
         self._family = family
+        self._turnstile = turnstile or Turnstile()
         self._pipelines: dict[Task, Any] = {}
+        self._denoisers: dict[str, Techniques] = {}
+        self._prompts = PromptCache()
+        self._device = "cpu"
+        self._host_copy: HostCopy | None = None
+
+    @property
+    def memory(self) -> int:
+        weights = {
+            weight.data_ptr(): weight.nbytes
+            for module in self._modules()
+            for weight in (*module.parameters(), *module.buffers())
+        }
+        return sum(weights.values())
+
+    def _modules(self) -> list[torch.nn.Module]:
+        """All that holds weights. The pipelines of the other tasks hold the same."""
+        pipeline = self._pipelines.get("text2image")
+        parts = pipeline.components.values() if pipeline is not None else ()
+        return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def load(self, card: ModelCard, device: str) -> None:
+        self._device = device
         text2image = load_pipeline(card, self._family.PIPELINES["text2image"], device)
         self._pipelines["text2image"] = text2image
         for name in ("tokenizer", "tokenizer_2"):
             if (tokenizer := getattr(text2image, name, None)) is not None:
                 one_at_a_time(tokenizer)
+        self._denoisers = {
+            name: Techniques(part)
+            for name in DENOISERS
+            if (part := getattr(text2image, name, None)) is not None
+        }
         self._colours = LatentColours(text2image.vae)
         for task in card.tasks:
             if task != "text2image":
@@ -54,19 +95,24 @@ class DiffusersEngine:
                 kind = self._family.PIPELINES[task]
                 self._pipelines[task] = kind.from_pipe(text2image, dtype=text2image.dtype)
 
-    @torch.inference_mode()
-    def generate(self, request: GenerationRequest, report: Report) -> None:
-        try:
-            self._generate(request, report)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory("The device has no room for this request.") from error
-
-    def _generate(self, request: GenerationRequest, report: Report) -> None:
+    def generate(
+        self, request: GenerationRequest, report: Report, sharing: Sharing = ALONE
+    ) -> None:
         report(PhaseStarted("preparing"))
-        pipeline = self._pipelines[request.task]
-        gate = StepGate(report, request)
+        run = self._prepared(request, report, sharing)
+        # Each picture by itself, with the seed that it would have alone; at the same time where
+        # their steps may be shared, and else one after the other.
+        at_once = 1 if request.preset == "strict" else sharing.batch
+        side_by_side(partial(self._draw, run), request.n, at_once)
 
-        # 1. What all images of the request share.
+    def _prepared(
+        self,
+        request: GenerationRequest,
+        report: Report,
+        sharing: Sharing,
+        catching: Mapping[str, FirstCall] | None = None,
+    ) -> _Run:
+        pipeline = self._pipelines[request.task]
         arguments = self._family.arguments(request)
         tokens = len(self._family.tokenizer(pipeline)(request.prompt).input_ids)
         size = (request.width, request.height)
@@ -74,30 +120,63 @@ class DiffusersEngine:
             arguments["image"] = image_codec.decode_rgb(request.image, "image", size)
         if request.mask_image is not None:
             arguments["mask_image"] = image_codec.decode_mask(request.mask_image, size)
+        gate = RunGate(report, request)
+        return _Run(request, report, sharing, pipeline, arguments, tokens, gate, catching)
 
-        # 2. One image after the other, so that image i is bit for bit what seed + i draws alone.
-        for index in range(request.n):
-            seed = request.seed + index
-            scheduler = samplers.build(
-                request.sampler, self._family.NAME, pipeline.scheduler.config
+    @torch.inference_mode()
+    def _draw(self, run: _Run, index: int) -> None:
+        """Draw one picture of a request and report it; once more with less memory if it has to be."""
+        image = self._unless_full(run, index, run.sharing)
+        if image is None:
+            _log.warning("out of memory: the picture is drawn once more, alone and in tiles")
+            image = self._unless_full(run, index, Sharing(run.sharing.rank), tiled=True)
+        if image is None:
+            raise OutOfMemory("The device has no room for this request.")
+        request = run.request
+        seed = request.seed + index
+        run.report(ImageFinished(index, image, seed, request.media_type, run.tokens))
+
+    def _unless_full(
+        self, run: _Run, index: int, sharing: Sharing, *, tiled: bool = False
+    ) -> bytes | None:
+        """The encoded picture; None, and all memory given back, if the device has no room for it."""
+        try:
+            return self._image(run, index, sharing, tiled=tiled)
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds on to what filled the device: no retry in here
+        _let_go()
+        return None
+
+    def _image(self, run: _Run, index: int, sharing: Sharing, *, tiled: bool = False) -> bytes:
+        request, pipeline = run.request, run.pipeline
+        seed = request.seed + index
+        scheduler = samplers.build(request.sampler, self._family.NAME, pipeline.scheduler.config)
+        with ExitStack() as stack:
+            rider = stack.enter_context(
+                self._turnstile.rider(sharing, partial(run.report, Waited()))
             )
-            view = view_of(pipeline, scheduler, gate)
+            denoisers: Mapping[str, Denoiser] = run.catching or {
+                name: stack.enter_context(
+                    one.denoiser(request.technique, strict=request.preset == "strict")
+                )
+                for name, one in self._denoisers.items()
+            }
+            gate = ImageGate(run.gate, request, index, rider)
+            view = view_of(pipeline, scheduler, gate, rider, denoisers, self._prompts, tiled=tiled)
             if request.previews:
                 end = PredictedEnd(scheduler)
                 gate.preview = partial(self._preview, view, end, request, seed)
             drawn = view(
-                **arguments,
+                **run.arguments,
                 generator=torch.Generator("cpu").manual_seed(seed),
                 output_type="pt",
                 callback_on_step_end=gate.on_step_end,
                 callback_on_step_end_tensor_inputs=["latents"],
             ).images[0]
-
-            # 3. The same rounding as diffusers' `numpy_to_pil`, done where the tensor lies.
-            levels = (drawn.float() * 255).round().to(torch.uint8)
-            pixels = levels.permute(1, 2, 0).contiguous().cpu().numpy()
-            image = image_codec.encode(pixels, request, seed)
-            report(ImageFinished(index, image, seed, request.media_type, tokens))
+        # The same rounding as diffusers' `numpy_to_pil`, done where the tensor lies.
+        levels = (drawn.float() * 255).round().to(torch.uint8)
+        pixels = levels.permute(1, 2, 0).contiguous().cpu().numpy()
+        return image_codec.encode(pixels, request, seed)
 
     def _preview(
         self, view: Any, end: PredictedEnd, request: GenerationRequest, seed: int
@@ -106,8 +185,64 @@ class DiffusersEngine:
         pixels = self._colours.paint(latents, request.width, request.height)
         return image_codec.encode(pixels, request, seed)
 
+    def profile(self, request: GenerationRequest) -> Mapping[int, float]:
+        with ExitStack() as stack:
+            shared = {
+                name: stack.enter_context(one.denoiser(request.technique))
+                for name, one in self._denoisers.items()
+            }
+            for name, one in shared.items():
+                if not isinstance(one, ForwardBatcher):
+                    continue
+                first = FirstCall(one.denoiser)
+                with suppress(Cancelled):
+                    run = self._prepared(request, lambda event: None, ALONE, {name: first})
+                    self._draw(run, 0)
+                if first.caught is not None:
+                    return forward_profile.profile(one, first.caught, self._turnstile)
+        return {}
+
+    def park(self) -> None:
+        """Keep the weights in host memory, off the device, until `unpark`. Nobody may be drawing."""
+        if self._host_copy is None:
+            self._host_copy = HostCopy(self._modules(), self._device)
+        self._prompts.clear()
+        self._host_copy.to_host()
+        _let_go()
+
+    def unpark(self) -> None:
+        """Bring the weights back. Raises OutOfMemory; they are in host memory then."""
+        if self._host_copy is None:
+            return
+        try:
+            self._host_copy.to_device()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory("The device has no room for the model's weights.") from error
+
     def unload(self) -> None:
+        self._host_copy = None
         self._pipelines.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._denoisers.clear()
+        self._prompts.clear()
+        _let_go()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the pictures of one request have in common."""
+
+    request: GenerationRequest
+    report: Report
+    sharing: Sharing
+    pipeline: Any
+    arguments: dict[str, Any]
+    tokens: int
+    gate: RunGate
+    catching: Mapping[str, FirstCall] | None
+
+
+def _let_go() -> None:
+    """Give back what is no longer used, to the device too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -7,45 +7,75 @@ example of an engine. Its picture is a flat colour that depends on prompt and se
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 
 import numpy as np
 
-from app.domain.events import ImageFinished, PhaseStarted, StepFinished
+from app.domain.events import ImageFinished, PhaseStarted, Waited
 from app.domain.model_card import FakeTimes, ModelCard
 from app.domain.request import GenerationRequest
 from app.engines import image_codec
-from app.engines.base import Report
+from app.engines.base import ALONE, Report, Sharing
+from app.engines.run_gate import RunGate
+from app.engines.side_by_side import side_by_side
+from app.engines.turnstile import Turnstile
 
 
 class FakeEngine:
     """Sleeps as long as its card says, in place of loading and of each step."""
 
-    def __init__(self) -> None:
+    memory = 0
+
+    def __init__(self, turnstile: Turnstile | None = None) -> None:
+        self._turnstile = turnstile or Turnstile()
         self._times = FakeTimes()
+        self._id = ""
 
     def load(self, card: ModelCard, device: str) -> None:
-        self._times = card.fake
+        self._times, self._id = card.fake, card.id
         time.sleep(card.fake.load_seconds)
 
-    def generate(self, request: GenerationRequest, report: Report) -> None:
+    def generate(
+        self, request: GenerationRequest, report: Report, sharing: Sharing = ALONE
+    ) -> None:
         report(PhaseStarted("preparing"))
-        report(PhaseStarted("generating", request.total_steps))
-        for step in range(1, request.total_steps + 1):
-            time.sleep(self._times.step_seconds)
-            report(StepFinished(step, self._preview(request, step)))
-        report(PhaseStarted("post_processing"))
-        for index in range(request.n):
-            seed = request.seed + index
-            image = self._picture(request, seed)
-            tokens = len(request.prompt.split())
-            report(ImageFinished(index, image, seed, request.media_type, tokens))
+        gate = RunGate(report, request)
+        at_once = 1 if request.preset == "strict" else sharing.batch
+        side_by_side(partial(self._draw, request, report, sharing, gate), request.n, at_once)
 
-    def _preview(self, request: GenerationRequest, step: int) -> bytes | None:
-        index, done = divmod(step - 1, request.steps_per_image)
-        shown = done + 1 in request.preview_steps
-        return self._picture(request, request.seed + index) if shown else None
+    def _draw(
+        self,
+        request: GenerationRequest,
+        report: Report,
+        sharing: Sharing,
+        gate: RunGate,
+        index: int,
+    ) -> None:
+        seed = request.seed + index
+        kind = (self._id, request.width, request.height)
+        with self._turnstile.rider(sharing, partial(report, Waited())) as rider:
+            gate.loop_began()
+            for step in range(1, request.steps_per_image + 1):
+                rider.share(kind, None, self._step)
+                shown = step in request.preview_steps
+                preview = self._picture(request, seed) if shown else None
+                gate.stepped(index, step, preview, rider)
+            gate.loop_ended(index)
+        tokens = len(request.prompt.split())
+        picture = self._picture(request, seed)
+        report(ImageFinished(index, picture, seed, request.media_type, tokens))
+
+    def _step(self, pictures: Sequence[None]) -> Sequence[None]:
+        """One step of as many pictures as the card lets share one; more take as much longer."""
+        time.sleep(self._times.step_seconds * math.ceil(len(pictures) / self._times.batch))
+        return pictures
+
+    def profile(self, request: GenerationRequest) -> Mapping[int, float]:
+        counts = [count for count in (1, 2, 4, 8) if count <= self._times.batch]
+        return dict.fromkeys(counts, self._times.step_seconds) if counts[1:] else {}
 
     def _picture(self, request: GenerationRequest, seed: int) -> bytes:
         shape = (request.height, request.width, 3)

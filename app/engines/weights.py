@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 
 from app.domain.errors import ModelUnavailable, OutOfMemory
 from app.domain.model_card import ModelCard
+from app.engines.weight_bytes import precision_for
 
 # Progress bars are for notebooks.
 diffusers.utils.logging.disable_progress_bar()
@@ -56,10 +57,8 @@ def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -
 
 
 def dtype_for(card: ModelCard, device: str) -> torch.dtype:
-    """float32 on a CPU, where half precision is 50 times slower; bfloat16 on a GPU."""
-    if card.dtype != "auto":
-        return _DTYPES[card.dtype]
-    return torch.float32 if device == "cpu" else torch.bfloat16
+    """What `weight_bytes.precision_for` says, as torch calls it."""
+    return _DTYPES[precision_for(card, device)]
 
 
 def _check_folder(card: ModelCard, folder: Path, kind: type[DiffusionPipeline]) -> None:

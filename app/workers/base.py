@@ -16,13 +16,20 @@ import msgspec
 from app.domain.events import EngineEvent
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest
+from app.engines.base import ALONE, Sharing
 
 SlotState = Literal["starting", "up", "lost"]
+Verb = Literal["load", "unload", "profile"]
 
 
 class SlotInfo(msgspec.Struct, frozen=True):
     """A slot now. `device` is what torch calls it, `memory` its bytes (0: not known),
-    `models` the ids that are held, `capacity` how many runs it takes at once, `pid` its process."""
+    `capacity` how many runs it takes at once, `pid` its process.
+
+    `models` are the ids that are held and `used` the bytes that they take, of the `room` that models
+    may share (0: no limit). `parked` models have left the device for the host's memory, from where
+    they return much faster than from the disk.
+    """
 
     id: str
     device: str
@@ -31,6 +38,9 @@ class SlotInfo(msgspec.Struct, frozen=True):
     capacity: int = 1
     memory: int = 0
     models: tuple[str, ...] = ()
+    parked: tuple[str, ...] = ()
+    used: int = 0
+    room: int = 0
     pid: int = 0
 
 
@@ -43,6 +53,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     epoch: int
     card: ModelCard
     request: GenerationRequest
+    sharing: Sharing = ALONE
     stall_s: float = 120.0
     load_stall_s: float = 1800.0
 
@@ -85,8 +96,9 @@ class WorkerPool(Protocol):
         """Every change of a slot from now on. For one consumer."""
 
     def run(self, slot: str, spec: RunSpec) -> Run: ...
-    async def call(self, slot: str, verb: Literal["load", "unload"], card: ModelCard) -> Any:
-        """Load or unload a model outside of any run.
+    async def call(self, slot: str, verb: Verb, card: ModelCard) -> Any:
+        """Load or unload a model outside of any run; or "profile" it: seconds of one forward for
+        pictures of its default size, by how many share it.
 
         Raises an error of `domain.errors`, or WorkerLost."""
 

@@ -1,6 +1,6 @@
 """The child process: one worker at the end of an inherited socket.
 
-    python -m app.workers.child FD PARENT_PID DEVICE CAPACITY MAX_MODELS
+    python -m app.workers.child FD PARENT_PID DEVICE CAPACITY BUDGET
 
 What you can rely on: it holds no listening port; nothing that a library prints reaches the socket;
 it never outlives the gateway, however that ends.
@@ -16,13 +16,16 @@ import socket
 import sys
 import threading
 
+import msgspec
+
 from app.workers import wire
+from app.workers.budget import Budget, memory_of_machine
 from app.workers.worker import Worker
 
 _PR_SET_PDEATHSIG = 1
 
 
-def main(fd: int, parent: int, device: str, capacity: int, max_models: int) -> None:
+def main(fd: int, parent: int, device: str, capacity: int, budget: Budget) -> None:
     _die_with(parent)
     os.dup2(2, 1)  # what libraries print goes where the log goes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
@@ -40,8 +43,8 @@ def main(fd: int, parent: int, device: str, capacity: int, max_models: int) -> N
         except OSError:
             os._exit(0)  # the gateway is gone, and this process with it
 
-    worker = Worker(device, capacity, max_models, send)
-    worker.ready(_memory_of(device))
+    worker = Worker(device, capacity, budget, send, memory=_memory_of(device))
+    worker.ready()
     while (message := wire.read_blocking(sock)) is not None:
         worker.handle(message)
     os._exit(0)  # at once: a thread may be deep inside a kernel
@@ -68,8 +71,14 @@ def _memory_of(device: str) -> int:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_of_machine()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        sys.argv[3],
+        int(sys.argv[4]),
+        msgspec.json.decode(sys.argv[5], type=Budget),
+    )

@@ -1,89 +1,114 @@
-"""The models that one worker holds: load, evict, run."""
+"""The models that one worker holds: load, draw, make room."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from app.domain.errors import ModelUnavailable
-from app.domain.events import PhaseStarted
+from app.domain.events import PhaseStarted, Waited
 from app.domain.model_card import ModelCard
-from app.domain.request import GenerationRequest
-from app.engines.base import Engine, Report
+from app.domain.request import Arguments, GenerationRequest
+from app.engines.base import ALONE, Engine, Report, Sharing
+from app.engines.turnstile import Turnstile
+from app.workers.budget import Budget
+from app.workers.residency import Residency
+from app.workers.second_try import Retelling, shortage
+from app.workers.wire import Held
+
+_log = logging.getLogger(__name__)
 
 
-def engine_for(card: ModelCard) -> Engine:
+def engine_for(card: ModelCard, turnstile: Turnstile) -> Engine:
     """An engine, not yet loaded, for the card's family. Torch is imported here and not before."""
     if card.family == "fake":
         from app.engines.fake import FakeEngine
 
-        return FakeEngine()
+        return FakeEngine(turnstile)
     from app.engines import flux, stable_diffusion
     from app.engines.diffusers_engine import DiffusersEngine
 
     if card.family == "stable_diffusion":
-        return DiffusersEngine(stable_diffusion)
+        return DiffusersEngine(stable_diffusion, turnstile)
     if card.family == "flux":
-        return DiffusersEngine(flux)
+        return DiffusersEngine(flux, turnstile)
     raise ModelUnavailable(f"No engine draws models of family {card.family}.")
 
 
 class EngineHost:
-    """At most `max_models` loaded engines on one device; the least recently used idle one goes first.
+    """Engines on one device, within a budget of bytes. Several threads may run at once.
 
-    Several threads may run at once. One model is never loaded twice at a time.
-    `changed` is called with the ids held whenever they change.
+    What you can rely on, beside what `Residency` promises: a request that ran out of memory is tried
+    once more if there are idle models that can leave the device for it; what it has told is not told
+    again.
+    `changed` is called whenever the models held change, by one thread at a time.
     """
 
     def __init__(
-        self, device: str, max_models: int, changed: Callable[[tuple[str, ...]], None]
+        self,
+        device: str,
+        budget: Budget,
+        changed: Callable[[Held], None],
+        *,
+        memory: int = 0,
+        make: Callable[[ModelCard, Turnstile], Engine] = engine_for,
     ) -> None:
-        self._device = device
-        self._max_models = max_models
-        self._changed = changed
-        self._engines: OrderedDict[str, Engine] = OrderedDict()
-        self._users: dict[str, int] = {}
-        self._lock = threading.Lock()
+        turnstile = self._turnstile = Turnstile(overlap=device.startswith("cuda"))
+        self._residency = Residency(
+            device, budget, memory, lambda card: make(card, turnstile), changed
+        )
 
-    def run(self, card: ModelCard, request: GenerationRequest, report: Report) -> None:
-        """Load the model if need be and draw. Raises what `Engine.load` and `.generate` raise."""
+    @property
+    def room(self) -> int:
+        """Bytes that models may share; 0 is no limit."""
+        return self._residency.room.shared
+
+    def run(
+        self,
+        card: ModelCard,
+        request: GenerationRequest,
+        report: Report,
+        sharing: Sharing = ALONE,
+    ) -> None:
+        """Bring the model if need be and draw. Raises what `Engine.load` and `.generate` raise."""
         report(PhaseStarted("initializing"))
         report(PhaseStarted("loading_model"))
-        engine = self._take(card)
-        try:
-            engine.generate(request, report)
-        finally:
-            with self._lock:
-                self._users[card.id] -= 1
+        with self._using(card, lambda: report(Waited())) as engine:
+            telling = Retelling(report)
+            short = shortage(lambda: engine.generate(request, telling, sharing))
+            if short is None:
+                return
+            if not self._residency.clear():
+                raise short
+            _log.warning("model %s ran out of memory; the idle models left for it", card.id)
+            telling.again()
+            engine.generate(request, telling, Sharing(sharing.rank, batch=1))
 
     def load(self, card: ModelCard) -> None:
-        self._take(card)
-        with self._lock:
-            self._users[card.id] -= 1
+        with self._using(card):
+            pass
+
+    def profile(self, card: ModelCard) -> Mapping[int, float]:
+        """Load the model if need be and measure forwards for pictures of its default size."""
+        wish = card.resolve(Arguments(prompt="a warm-up"), draw_seed=lambda: 0)
+        with self._using(card) as engine:
+            return engine.profile(wish)
 
     def unload(self, model: str) -> None:
-        """Let go of a model; one that is drawing stays until it is evicted."""
-        with self._lock:
-            self._drop(model)
+        """Let go of a model for good; one that is in use goes as soon as it is idle."""
+        self._residency.dismiss(model)
 
-    def _take(self, card: ModelCard) -> Engine:
-        with self._lock:
-            engine = self._engines.get(card.id)
-            if engine is None:
-                idle = [model for model in self._engines if not self._users[model]]
-                while len(self._engines) >= self._max_models and idle:
-                    self._drop(idle.pop(0))
-                engine = engine_for(card)
-                engine.load(card, self._device)
-                self._engines[card.id] = engine
-                self._users[card.id] = 0
-                self._changed(tuple(self._engines))
-            self._engines.move_to_end(card.id)
-            self._users[card.id] += 1
-            return engine
+    def close(self) -> None:
+        """Whoever waits for a model is sent away, and the device's thread ends when it has nothing
+        left to do."""
+        self._residency.close()
+        self._turnstile.close()
 
-    def _drop(self, model: str) -> None:
-        if model in self._engines and not self._users[model]:
-            self._engines.pop(model).unload()
-            self._changed(tuple(self._engines))
+    @contextmanager
+    def _using(self, card: ModelCard, check: Callable[[], None] = lambda: None) -> Iterator[Engine]:
+        model = self._residency.take(card, check)
+        try:
+            yield model.engine
+        finally:
+            self._residency.give_back(model)

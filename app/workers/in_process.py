@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from typing import Literal
+
+import msgspec
 
 from app.domain.model_card import ModelCard
-from app.workers.base import PoolEvent, RunSpec, SlotInfo
+from app.workers.base import PoolEvent, RunSpec, SlotInfo, Verb
+from app.workers.budget import Budget
 from app.workers.slot import Slot, SlotRun
 from app.workers.wire import FromWorker
 from app.workers.worker import Worker
@@ -20,9 +22,11 @@ from app.workers.worker import Worker
 class InProcessPool:
     """One slot for each of `devices`. See `workers.base.WorkerPool`."""
 
-    def __init__(self, devices: tuple[str, ...], *, capacity: int = 1, max_models: int = 2) -> None:
+    def __init__(
+        self, devices: tuple[str, ...], *, capacity: int = 1, budget: Budget | None = None
+    ) -> None:
         self._events: asyncio.Queue[PoolEvent] = asyncio.Queue()
-        self._max_models = max_models
+        self._budget = msgspec.structs.replace(budget or Budget(), workers=len(devices))
         self._workers: dict[str, Worker] = {}
         self._slots = {
             device: Slot(
@@ -53,8 +57,8 @@ class InProcessPool:
     def run(self, slot: str, spec: RunSpec) -> SlotRun:
         return self._slots[slot].run(spec)
 
-    async def call(self, slot: str, verb: Literal["load", "unload"], card: ModelCard) -> None:
-        await self._slots[slot].call(verb, card)
+    async def call(self, slot: str, verb: Verb, card: ModelCard) -> dict[int, float]:
+        return await self._slots[slot].call(verb, card)
 
     async def recycle(self, slot: str) -> None:
         self._replace(slot)
@@ -75,7 +79,7 @@ class InProcessPool:
             if self._workers.get(name) is worker:
                 slot.take(message)
 
-        worker = Worker(slot.info.device, slot.info.capacity, self._max_models, send)
+        worker = Worker(slot.info.device, slot.info.capacity, self._budget, send)
         self._workers[name] = worker
         slot.attach(worker.handle)
         worker.ready()

@@ -15,11 +15,13 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Literal
+
+import msgspec
 
 from app.domain.model_card import ModelCard
 from app.workers import wire
-from app.workers.base import PoolEvent, RunSpec, SlotInfo
+from app.workers.base import PoolEvent, RunSpec, SlotInfo, Verb
+from app.workers.budget import Budget
 from app.workers.slot import Slot, SlotRun
 
 _log = logging.getLogger(__name__)
@@ -32,9 +34,11 @@ _HEALTHY_LIFE = 60.0
 class LocalPool:
     """One slot for each of `devices` ("cpu", "cuda:0", …). See `workers.base.WorkerPool`."""
 
-    def __init__(self, devices: tuple[str, ...], *, capacity: int = 1, max_models: int = 2) -> None:
+    def __init__(
+        self, devices: tuple[str, ...], *, capacity: int = 1, budget: Budget | None = None
+    ) -> None:
         self._events: asyncio.Queue[PoolEvent] = asyncio.Queue()
-        self._max_models = max_models
+        self._budget = msgspec.structs.replace(budget or Budget(), workers=len(devices))
         self._keepers: list[asyncio.Task[None]] = []
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._slots = {
@@ -68,8 +72,8 @@ class LocalPool:
     def run(self, slot: str, spec: RunSpec) -> SlotRun:
         return self._slots[slot].run(spec)
 
-    async def call(self, slot: str, verb: Literal["load", "unload"], card: ModelCard) -> None:
-        await self._slots[slot].call(verb, card)
+    async def call(self, slot: str, verb: Verb, card: ModelCard) -> dict[int, float]:
+        return await self._slots[slot].call(verb, card)
 
     async def recycle(self, slot: str) -> None:
         self._kill(slot)
@@ -100,7 +104,7 @@ class LocalPool:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "app.workers.child"),
                 *(str(theirs.fileno()), str(os.getpid()), _own_name(slot.info.device)),
-                *(str(slot.info.capacity), str(self._max_models)),
+                *(str(slot.info.capacity), msgspec.json.encode(self._budget)),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 env=_environment(slot.info.device),

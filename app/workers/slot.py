@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from app.domain.errors import EaselError, error_from
-from app.domain.events import EngineEvent, PhaseStarted
+from app.domain.errors import error_from
+from app.domain.events import EngineEvent, PhaseStarted, Waited
 from app.domain.model_card import ModelCard
-from app.workers.base import PoolEvent, RunSpec, SlotInfo, WorkerLost
+from app.workers.base import PoolEvent, RunSpec, SlotInfo, Verb, WorkerLost
 from app.workers.wire import (
     Call,
     CallEnded,
@@ -34,7 +35,7 @@ class SlotRun:
         self._slot = slot
         self._spec = spec
         self._items: asyncio.Queue[EngineEvent | Exception | None] = asyncio.Queue()
-        self._loading = False
+        self._loads_until: float | None = None
         self._ended = False
 
     def put(self, item: EngineEvent | Exception | None) -> None:
@@ -43,9 +44,8 @@ class SlotRun:
 
     async def __aiter__(self) -> AsyncIterator[EngineEvent]:
         while True:
-            limit = self._spec.load_stall_s if self._loading else self._spec.stall_s
             try:
-                async with asyncio.timeout(limit):
+                async with asyncio.timeout(self._patience()):
                     item = await self._items.get()
             except TimeoutError as silence:
                 self._slot.deaf()
@@ -55,9 +55,18 @@ class SlotRun:
                 if item is None:
                     return
                 raise item
-            if isinstance(item, PhaseStarted):
-                self._loading = item.phase == "loading_model"
+            if isinstance(item, PhaseStarted) and item.phase == "loading_model":
+                self._loads_until = time.monotonic() + self._spec.load_stall_s
+            elif not isinstance(item, Waited):
+                self._loads_until = None
             yield item
+
+    def _patience(self) -> float:
+        """Seconds for the next message. A run that waits for its model says that it lives, which does
+        not mean that the loading does: signs of life buy it no more time."""
+        if self._loads_until is None:
+            return self._spec.stall_s
+        return min(self._spec.load_stall_s, max(0.0, self._loads_until - time.monotonic()))
 
     async def cancel(self) -> None:
         self._slot.send(CancelRuns((self._spec.run_id,)))
@@ -85,7 +94,7 @@ class Slot:
         self._announce = announce
         self._deliver: Callable[[ToWorker], None] | None = None
         self._runs: dict[str, SlotRun] = {}
-        self._calls: dict[int, asyncio.Future[None]] = {}
+        self._calls: dict[int, asyncio.Future[dict[int, float]]] = {}
         self._call_ids = itertools.count()
 
     @property
@@ -95,7 +104,7 @@ class Slot:
     def attach(self, deliver: Callable[[ToWorker], None]) -> None:
         """A new worker lives at the other end of `deliver`."""
         self._deliver = deliver
-        self._change("starting", epoch=self.info.epoch + 1, models=(), pid=0)
+        self._change("starting", epoch=self.info.epoch + 1, pid=0)
 
     def send(self, message: ToWorker) -> None:
         if self._deliver is not None:
@@ -105,11 +114,11 @@ class Slot:
         if self.info.state == "lost":
             return  # last words of a worker that was given up
         match message:
-            case Ready(pid, memory):
-                self._change("up", pid=pid, memory=memory)
+            case Ready(pid, memory, room):
+                self._change("up", pid=pid, memory=memory, room=room)
                 self._tell("up")
-            case Held(models):
-                self._change(self.info.state, models=models)
+            case Held(models, parked, used):
+                self._change(self.info.state, models=models, parked=parked, used=used)
                 self._tell("held")
             case Happened(run_id, event):
                 if run := self._runs.get(run_id):
@@ -117,23 +126,26 @@ class Slot:
             case RunEnded(run_id, code, text, param):
                 if run := self._runs.pop(run_id, None):
                     run.put(error_from(code, text, param) if code else None)
-            case CallEnded(call_id, code, text):
+            case CallEnded(call_id, code, text, answer):
                 future = self._calls.pop(call_id, None)
                 if future is not None and not future.done():
-                    _settle(future, error_from(code, text) if code else None)
+                    if code:
+                        future.set_exception(error_from(code, text))
+                    else:
+                        future.set_result(answer)
 
     def lose(self) -> None:
         """The worker is gone, or given up: every run and call ends with WorkerLost."""
         if self.info.state == "lost":
             return
         self._deliver = None
-        self._change("lost", models=(), pid=0)
+        self._change("lost", models=(), parked=(), used=0, pid=0)
         for run in self._runs.values():
             run.put(WorkerLost("the worker died"))
         self._runs.clear()
         for future in self._calls.values():
             if not future.done():
-                _settle(future, WorkerLost("the worker died"))
+                future.set_exception(WorkerLost("the worker died"))
         self._calls.clear()
         self._tell("lost")
 
@@ -150,34 +162,17 @@ class Slot:
         if self._runs.pop(run_id, None) is not None:
             self.send(CancelRuns((run_id,)))
 
-    async def call(self, verb: Literal["load", "unload"], card: ModelCard) -> None:
+    async def call(self, verb: Verb, card: ModelCard) -> dict[int, float]:
         if self.info.state != "up":
             raise WorkerLost("the slot is not up")
         call_id = next(self._call_ids)
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[dict[int, float]] = asyncio.get_running_loop().create_future()
         self._calls[call_id] = future
         self.send(Call(call_id, verb, card))
-        await future
+        return await future
 
-    def _change(
-        self,
-        state: Literal["starting", "up", "lost"],
-        *,
-        epoch: int | None = None,
-        models: tuple[str, ...] | None = None,
-        pid: int | None = None,
-        memory: int | None = None,
-    ) -> None:
-        new = {"epoch": epoch, "models": models, "pid": pid, "memory": memory}
-        given = {name: value for name, value in new.items() if value is not None}
-        self.info = msgspec.structs.replace(self.info, state=state, **given)
+    def _change(self, state: Literal["starting", "up", "lost"], **new: Any) -> None:
+        self.info = msgspec.structs.replace(self.info, state=state, **new)
 
     def _tell(self, kind: Literal["up", "lost", "held"]) -> None:
         self._announce(PoolEvent(kind, self.info.id, self.info.epoch))
-
-
-def _settle(future: asyncio.Future[None], error: EaselError | WorkerLost | None) -> None:
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)

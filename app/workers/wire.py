@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from app.domain.events import EngineEvent
 from app.domain.model_card import ModelCard
-from app.workers.base import RunSpec
+from app.workers.base import RunSpec, Verb
 
 MAX_FRAME = 512 * 1024 * 1024
 """Bytes; a longer frame means that the stream is out of step, and the worker is given up."""
@@ -39,10 +39,10 @@ class CancelRuns(_Frame, frozen=True, tag="cancel_runs"):
 
 
 class Call(_Frame, frozen=True, tag="call"):
-    """Load or unload a model outside of any run; answered by `CallEnded`."""
+    """Something done with a model outside of any run; answered by `CallEnded`."""
 
     call_id: int
-    verb: Literal["load", "unload"]
+    verb: Verb
     card: ModelCard
 
 
@@ -52,16 +52,21 @@ ToWorker = StartRun | CancelRuns | Call
 
 
 class Ready(_Frame, frozen=True, tag="ready"):
-    """The worker takes runs; `memory` is its device's, in bytes (0: not known)."""
+    """The worker takes runs; `memory` is its device's, in bytes (0: not known), and `room` what of it
+    models may share (0: no limit)."""
 
     pid: int
     memory: int
+    room: int = 0
 
 
 class Held(_Frame, frozen=True, tag="held"):
-    """These models are loaded now."""
+    """These models are loaded now and take `used` bytes of the device; `parked` ones wait in the
+    host's memory."""
 
     models: tuple[str, ...]
+    parked: tuple[str, ...] = ()
+    used: int = 0
 
 
 class Happened(_Frame, frozen=True, tag="happened"):
@@ -82,6 +87,7 @@ class CallEnded(_Frame, frozen=True, tag="call_ended"):
     call_id: int
     code: str | None = None
     message: str = ""
+    answer: dict[int, float] = {}
 
 
 FromWorker = Ready | Held | Happened | RunEnded | CallEnded

@@ -12,6 +12,7 @@ from litestar import Request
 
 from app.api._http import envelope_of, error_of, sse
 from app.domain.events import (
+    Expired,
     Failed,
     ImageReady,
     JobCancelled,
@@ -76,6 +77,7 @@ async def whole_answer(
         "usage": usage_of(job, job.request.n),
         "model": job.request.model,
         "job_id": job.id,
+        **service.preset_of(job.request),
     }
     return msgspec.json.encode(body)
 
@@ -155,7 +157,7 @@ async def openai_frames(
                     "job_id": job.id,
                 }
                 yield sse(kind, body)
-            case Failed() | JobCancelled():
+            case Failed() | Expired() | JobCancelled():
                 if (error := error_of(job)) is not None:
                     yield sse("error", {"type": "error", **envelope_of(error)})
 
@@ -167,9 +169,10 @@ def told(numbered: NumberedEvent) -> dict[str, Any]:
         return {
             "phase": "initializing",
             "progress": 0.0,
-            "message": f"Waiting in the queue, position {event.position}",
+            "message": f"Waiting in the queue, position {event.position} ({event.reason})",
             "eta_seconds": event.eta_seconds,
             "queue_position": event.position,
+            "reason": event.reason,
             "timestamp": numbered.timestamp,
         }
     given: dict[str, Any] = msgspec.to_builtins(event, builtin_types=(bytes,))
@@ -201,7 +204,7 @@ async def progress_frames(
                     **common,
                 }
                 yield sse("done", body)
-            case Failed() | JobCancelled():
+            case Failed() | Expired() | JobCancelled():
                 if (error := error_of(job)) is not None:
                     failed = {"phase": "error", "message": error.message}
                     yield sse("error", {**envelope_of(error), **failed, **common})

@@ -21,6 +21,7 @@ from app.api._http import (
     require_json,
     wait_for,
 )
+from app.api._owner import owner_of
 from app.api._schema import (
     EVENTS,
     IDEMPOTENCY_KEY,
@@ -45,7 +46,6 @@ from app.domain.request import Arguments
 from app.service import ImageService
 
 _PREFIXES = ("/v1", "/openai/v1", "")
-_OWNER = "local"
 
 
 def _paths(path: str) -> list[str]:
@@ -119,7 +119,7 @@ async def generate_with_progress(
     given = data.to_arguments(doors.efforts)
     job = service.submit(
         given,
-        owner=_OWNER,
+        owner=owner_of(request, doors),
         door="openai-progress",
         grace=_grace(data.on_hang_up or doors.on_hang_up),
     )
@@ -144,7 +144,7 @@ async def _answer(
     digest: str,
     operation: Operation,
 ) -> Response[bytes]:
-    attempt = attempt_of(request, digest, _OWNER)
+    attempt = attempt_of(request, digest, owner_of(request, doors))
     # Who sends a key means to come back for the result.
     policy = body.on_hang_up or ("finish" if attempt.key else doors.on_hang_up)
     job, replayed = service.submit_once(attempt, given, door="openai", grace=_grace(policy))

@@ -19,7 +19,7 @@ _PREFIXES = ("/v1", "/openai/v1", "")
 @get([f"{prefix}/models" for prefix in _PREFIXES], **answers(ModelList))
 async def list_models(service: NamedDependency[ImageService]) -> dict[str, Any]:
     """All models, with what they can do."""
-    return {"object": "list", "data": [_shown(card) for card in service.models()]}
+    return {"object": "list", "data": [_shown(service, card) for card in service.models()]}
 
 
 @get([f"{prefix}/models/{{model_id:path}}" for prefix in _PREFIXES], **answers(ModelShown, 404))
@@ -27,10 +27,10 @@ async def get_model(
     model_id: FromPath[str], service: NamedDependency[ImageService]
 ) -> dict[str, Any]:
     """One model; ids with slashes may come as such or as %2F. Litestar adds a slash in front."""
-    return _shown(service.model(model_id.strip("/") or "/"))
+    return _shown(service, service.model(model_id.strip("/") or "/"))
 
 
-def _shown(card: ModelCard) -> dict[str, Any]:
+def _shown(service: ImageService, card: ModelCard) -> dict[str, Any]:
     return {
         "id": card.id,
         "object": "model",
@@ -46,6 +46,8 @@ def _shown(card: ModelCard) -> dict[str, Any]:
         "transparent_background": False,
         "defaults": card.defaults.model_dump(),
         "limits": card.limits.model_dump(),
+        "preset": card.preset,
+        "presets": service.presets(card),
     }
 
 

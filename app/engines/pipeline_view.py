@@ -1,0 +1,138 @@
+"""One picture's own view of a loaded pipeline.
+
+A view shares all weights with the loaded pipeline and owns what a run changes: the scheduler,
+guidance, the interrupt flag. Making one takes a tenth of a millisecond, so several pictures run the
+stock pipeline at the same time, each in its own thread, with the results of running alone. Its heavy
+parts are stand-ins: their work passes the turnstile, one piece at a time or merged with others'.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+from app.engines.forward_batcher import Call, ForwardBatcher
+from app.engines.prompt_cache import PromptCache
+from app.engines.side_stream import beside, settle
+from app.engines.stand_in import StandIn
+from app.engines.step_gate import ImageGate
+from app.engines.techniques import AloneOnly, Denoiser
+from app.engines.turnstile import Rider, attempt
+
+DENOISERS = ("unet", "transformer")
+
+
+def view_of(
+    pipeline: Any,
+    scheduler: Any,
+    gate: ImageGate,
+    rider: Rider,
+    denoisers: Mapping[str, Denoiser],
+    prompts: PromptCache,
+    *,
+    tiled: bool = False,
+) -> Any:
+    """A view of `pipeline` that steps with `scheduler`, passes through `gate` and works as `rider`.
+
+    `denoisers` stand in for its parts of these names. `tiled` decodes in tiles, which takes less
+    memory and may leave faint seams.
+    """
+    view = object.__new__(type(pipeline))
+    view.__dict__.update(pipeline.__dict__)
+    view.__dict__["scheduler"] = scheduler
+    view.__dict__["progress_bar"] = gate.denoising_loop
+    for name, part in pipeline.components.items():
+        if name in denoisers:
+            view.__dict__[name] = _denoiser(denoisers[name], rider)
+        elif name.startswith("text_encoder") and part is not None:
+            view.__dict__[name] = _encoder(part, rider, prompts)
+        elif name == "vae":
+            view.__dict__[name] = _decoder(part, rider, tiled=tiled)
+        elif isinstance(part, torch.nn.Module):
+            view.__dict__[name] = StandIn(part, _alone(rider, part))
+    return view
+
+
+def _alone(rider: Rider, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, done by the device's thread, or beside it where the device can do both."""
+
+    @torch.inference_mode()
+    def work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return beside(partial(call, *args, **kwargs))
+
+    return lambda *args, **kwargs: rider.do(partial(work, args, kwargs))
+
+
+def _denoiser(denoiser: Denoiser, rider: Rider) -> StandIn:
+    part = denoiser.denoiser
+
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        # Of a kind of its own: it takes its turn at every step, but shares it with nobody.
+        return rider.share(rider, partial(part, *args, **kwargs), _one_by_one)
+
+    if isinstance(denoiser, AloneOnly):
+        return StandIn(part, alone)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        call = denoiser.call(args, kwargs)
+        if call is None:
+            return alone(*args, **kwargs)
+        return rider.share(call.kind, call, partial(_together, denoiser))
+
+    # Contexts tell step caches whose state is whose; no cache is ever on in a shared denoiser.
+    return StandIn(part, forward, {"cache_context": lambda *_, **__: nullcontext()})
+
+
+@torch.inference_mode()
+def _together(denoiser: ForwardBatcher, calls: Sequence[Call]) -> Sequence[Any]:
+    results = denoiser.together(calls)
+    settle()
+    return results
+
+
+@torch.inference_mode()
+def _one_by_one(calls: Sequence[Callable[[], Any]]) -> Sequence[Any]:
+    results = [attempt(call) for call in calls]
+    settle()
+    return results
+
+
+def _encoder(part: Any, rider: Rider, prompts: PromptCache) -> StandIn:
+    alone = _alone(rider, part)
+
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        return prompts.get(part, args, kwargs, lambda: alone(*args, **kwargs))
+
+    return StandIn(part, encode)
+
+
+def _decoder(part: Any, rider: Rider, *, tiled: bool) -> StandIn:
+    if tiled:
+        part = copy.copy(part)  # the same weights under other flags
+        part.enable_tiling()
+    return StandIn(
+        part, methods={name: _alone(rider, getattr(part, name)) for name in ("encode", "decode")}
+    )
+
+
+def one_at_a_time(tokenizer: Any) -> None:
+    """Let only one thread at a time into a tokenizer that views share.
+
+    A fast tokenizer first sets padding and truncation on its shared core and then encodes: a second
+    thread in between changes the first one's prompt, and once in fifty pictures it did.
+    """
+    lock = threading.Lock()
+    kind = type(tokenizer)
+
+    def encode(self: Any, *given: Any, **named: Any) -> Any:
+        with lock:
+            return kind._encode_plus(self, *given, **named)  # noqa: SLF001
+
+    # Calls, `encode` and `tokenize` all go through it.
+    tokenizer.__class__ = type(kind.__name__, (kind,), {"_encode_plus": encode})

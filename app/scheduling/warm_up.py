@@ -1,0 +1,78 @@
+"""What a worker does before its first job: load, measure once, and draw one picture.
+
+What you can rely on: a worker that was warmed up holds the models to preload, and the seconds of a
+usual picture and of shared forwards are known for each of them; what an earlier life measured is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from app.domain.errors import EaselError
+from app.domain.events import ImageFinished, Waited
+from app.domain.model_card import ModelCard
+from app.domain.progress import ProgressMeter
+from app.domain.request import Arguments, GenerationRequest
+from app.scheduling.batch_profile import BatchProfile, profile_of
+from app.scheduling.expectations import Expectations, device_kind
+from app.workers.base import RunSpec, SlotInfo, WorkerPool
+
+_log = logging.getLogger(__name__)
+
+
+async def warm_up(
+    pool: WorkerPool, slot: SlotInfo, cards: Iterable[ModelCard], expectations: Expectations
+) -> None:
+    """Make the slot ready. Nobody else may run there meanwhile: what is measured is kept.
+
+    Raises WorkerLost, and EaselError when a model cannot be loaded or draw.
+    """
+    device = device_kind(slot.device)
+    for card in cards:
+        await pool.call(slot.id, "load", card)
+        wish = card.resolve(Arguments(prompt="a warm-up"), draw_seed=lambda: 0)
+        if expectations.profiles.wants(card.id, device, *card.defaults.size):
+            try:
+                await measure_batches(pool, slot, card, expectations)
+            except EaselError as error:  # then its pictures are drawn one by one
+                _log.warning("model %s cannot be profiled: %s", card.id, error)
+        if not expectations.times.knows(wish, device):
+            first = msgspec.structs.replace(wish, num_inference_steps=1)
+            for request in (first, wish):  # the first run of all pays for lazy set-up
+                await _rehearse(pool, slot, card, request, expectations)
+
+
+async def measure_batches(
+    pool: WorkerPool, slot: SlotInfo, card: ModelCard, expectations: Expectations
+) -> BatchProfile:
+    """Measure what shared forwards of the model's default size cost on this slot, and keep it.
+
+    Raises what `WorkerPool.call` raises.
+    """
+    seconds = await pool.call(slot.id, "profile", card)
+    profile = profile_of(card.id, device_kind(slot.device), card.defaults.size, seconds)
+    expectations.learn_profile(profile)
+    return profile
+
+
+async def _rehearse(
+    pool: WorkerPool,
+    slot: SlotInfo,
+    card: ModelCard,
+    request: GenerationRequest,
+    expectations: Expectations,
+) -> None:
+    meter = ProgressMeter(time.monotonic())
+    spec = RunSpec(f"warm-up.{card.id}.{time.monotonic_ns()}", 1, slot.epoch, card, request)
+    async for event in pool.run(slot.id, spec):
+        if not isinstance(event, ImageFinished | Waited):
+            meter.observe(event, time.monotonic())
+    meter.finish(time.monotonic())
+    if request.num_inference_steps > 1:
+        device = device_kind(slot.device)
+        expectations.learn(request, device, meter.measured, loaded=True, shared=False)

@@ -1,0 +1,265 @@
+"""Stock diffusers pipelines with tiny random weights: every shape of call, and nothing to download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from torch import Tensor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def random_weights(module: Any, seed: int = 0) -> Any:
+    """Weights far from zero everywhere, also where a fresh model starts with zeros."""
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            spread = 0.3 if weight.ndim < 2 else 1.0 / weight[0].numel() ** 0.5
+            noise = torch.randn(weight.shape, generator=chance) * spread
+            weight.copy_(noise + 1.0 if weight.ndim < 2 and weight.mean() > 0.5 else noise)
+    return module.eval()
+
+
+def unet(**given: Any) -> Any:
+    config = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+    }
+    return random_weights(UNet2DConditionModel(**{**config, **given}))
+
+
+def flux_transformer(**given: Any) -> Any:
+    config = {
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 4, 8),
+        "guidance_embeds": True,
+    }
+    return random_weights(FluxTransformer2DModel(**{**config, **given}))
+
+
+def sd3_transformer(**given: Any) -> Any:
+    config = {
+        "sample_size": 16,
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "caption_projection_dim": 32,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 64,
+        "pos_embed_max_size": 32,
+        "qk_norm": "rms_norm",
+    }
+    return random_weights(SD3Transformer2DModel(**{**config, **given}))
+
+
+def _vae(**given: Any) -> Any:
+    return random_weights(
+        AutoencoderKL(
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            **given,
+        )
+    )
+
+
+def _controlnet() -> Any:
+    return random_weights(
+        ControlNetModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            conditioning_embedding_out_channels=(8, 16),
+        )
+    )
+
+
+def _clip(kind: type[Any], seed: int = 0) -> Any:
+    config = CLIPTextConfig(
+        vocab_size=2 * len(LETTERS) + 2,
+        hidden_size=32,
+        intermediate_size=37,
+        projection_dim=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=2 * len(LETTERS),
+        eos_token_id=2 * len(LETTERS) + 1,
+        pad_token_id=2 * len(LETTERS) + 1,
+    )
+    return random_weights(kind(config), seed)
+
+
+def _t5(width: int) -> Any:
+    config = T5Config(
+        vocab_size=len(LETTERS) + 4,
+        d_model=width,
+        d_kv=8,
+        d_ff=37,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
+    return random_weights(T5EncoderModel(config))
+
+
+def _clip_tokenizer() -> Any:
+    pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocabulary, [], model_max_length=16)
+
+
+def _t5_tokenizer() -> Any:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
+    return T5TokenizerFast([(piece, 0.0) for piece in pieces], extra_ids=0, model_max_length=16)
+
+
+@cache
+def _stable_diffusion_parts() -> Mapping[str, Any]:
+    return {
+        "unet": unet(),
+        "vae": _vae(),
+        "text_encoder": _clip(CLIPTextModel),
+        "tokenizer": _clip_tokenizer(),
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+@cache
+def _xl_parts() -> Mapping[str, Any]:
+    return {
+        "unet": unet(
+            cross_attention_dim=64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+        ),
+        "vae": _vae(),
+        "text_encoder": _clip(CLIPTextModel),
+        "text_encoder_2": _clip(CLIPTextModelWithProjection, 1),
+        "tokenizer": _clip_tokenizer(),
+        "tokenizer_2": _clip_tokenizer(),
+        "scheduler": EulerDiscreteScheduler(),
+    }
+
+
+@cache
+def _sd3_parts() -> Mapping[str, Any]:
+    return {
+        "transformer": sd3_transformer(),
+        "vae": _vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        "text_encoder": _clip(CLIPTextModelWithProjection),
+        "text_encoder_2": _clip(CLIPTextModelWithProjection, 1),
+        "text_encoder_3": _t5(64),
+        "tokenizer": _clip_tokenizer(),
+        "tokenizer_2": _clip_tokenizer(),
+        "tokenizer_3": _t5_tokenizer(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+@cache
+def _flux_parts() -> Mapping[str, Any]:
+    return {
+        "transformer": flux_transformer(),
+        "vae": _vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        "text_encoder": _clip(CLIPTextModel),
+        "text_encoder_2": _t5(32),
+        "tokenizer": _clip_tokenizer(),
+        "tokenizer_2": _t5_tokenizer(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+@cache
+def _control_parts() -> Mapping[str, Any]:
+    return {**_stable_diffusion_parts(), "controlnet": _controlnet()}
+
+
+PARTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
+    "StableDiffusionPipeline": _stable_diffusion_parts,
+    "StableDiffusionImg2ImgPipeline": _stable_diffusion_parts,
+    "StableDiffusionInpaintPipeline": _stable_diffusion_parts,
+    "StableDiffusionControlNetPipeline": _control_parts,
+    "StableDiffusionXLPipeline": _xl_parts,
+    "StableDiffusionXLImg2ImgPipeline": _xl_parts,
+    "StableDiffusion3Pipeline": _sd3_parts,
+    "FluxPipeline": _flux_parts,
+    "FluxImg2ImgPipeline": _flux_parts,
+}
+
+
+@cache
+def pipeline(kind: str) -> Any:
+    """The stock pipeline of that name, built once; pipelines of one family share their parts."""
+    built = getattr(diffusers, kind)(**PARTS[kind]())
+    built.set_progress_bar_config(disable=True)
+    return built
+
+
+def denoiser(built: Any) -> Any:
+    return getattr(built, "unet", None) or built.transformer
+
+
+def lora(built: Any, rank: int = 2) -> dict[str, Tensor]:
+    """A LoRA on all attention projections of the denoiser, as a state dict."""
+    prefix = "unet" if hasattr(built, "unet") else "transformer"
+    chance = torch.Generator().manual_seed(5)
+    found: dict[str, Tensor] = {}
+    for name, module in denoiser(built).named_modules():
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+            down = torch.randn(rank, module.in_features, generator=chance)
+            up = torch.randn(module.out_features, rank, generator=chance)
+            found[f"{prefix}.{name}.lora_A.weight"] = down * 0.3
+            found[f"{prefix}.{name}.lora_B.weight"] = up * 0.3
+    return found
