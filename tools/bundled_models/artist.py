@@ -40,9 +40,16 @@ def load(folder: Path) -> DiffusionPipeline:
 
 
 def draw(
-    pipeline: DiffusionPipeline, words: list[str], seeds: list[int], settings: Settings
+    pipeline: DiffusionPipeline,
+    words: list[str],
+    seeds: list[int],
+    settings: Settings,
+    negative: str = "",
 ) -> list[Image.Image]:
-    """One picture for each prompt and seed, all in one batch."""
+    """One picture for each prompt and seed, all in one batch.
+
+    `guidance` is Flux's `true_cfg_scale`; without it, above 1, a negative prompt says nothing.
+    """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     call = {
         "prompt": words,
@@ -54,9 +61,13 @@ def draw(
     if isinstance(pipeline, FluxPipeline):
         call["max_sequence_length"] = DEFAULT_TEXT_LENGTH
         if settings.guidance > 1:
-            call |= {"true_cfg_scale": settings.guidance, "negative_prompt": [""] * len(words)}
+            call |= {
+                "true_cfg_scale": settings.guidance,
+                "negative_prompt": [negative] * len(words),
+            }
     else:
         call["guidance_scale"] = settings.guidance
+        call["negative_prompt"] = [negative] * len(words)
     return pipeline(**call).images
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,25 +10,51 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from .captions import training_caption
 from .dataset import from_json, shard_paths
 from .grammar import Specification, pick
+from .training_captions import training_caption
 
 COMMON = (32, 32)
 """The latent size of a 256x256 picture, which most batches have."""
 
-KINDS = (0.68, 0.20, 0.12)
-"""Shares of single objects, pairs and landscapes, whatever the shards hold: shapes are learnt last,
-and mostly from single objects."""
 HALVED_WEIGHT = 3
 """How many halved latents stand for one whole."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What batches hold, all as shares of one."""
+
+    pairs: float
+    landscapes: float
+    halved: float
+    """Of the batches of common size, those at half resolution."""
+    other_sizes: float
+    """Of all batches, those of another size than the common one."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents (n, 4, height, width), not scaled, and what is said of them."""
+
+    latents: torch.Tensor
+    captions: list[str]
+    landscape: torch.Tensor
+    """Which of the pictures are landscapes: (n,) of bool."""
+    halved: bool
+
+    def first(self, count: int) -> "Batch":
+        """The first pictures alone."""
+        return Batch(
+            self.latents[:count], self.captions[:count], self.landscape[:count], self.halved
+        )
 
 
 class LatentBatches:
     """Draws batches of one latent size each from all shards of a folder.
 
-    The same rng over the same shards draws the same batches. `halved` is the share of batches of
-    common size whose latents are averaged 2x2: a quarter of the work teaches what is where.
+    The same rng over the same shards draws the same batches. Halved ones have their latents averaged
+    2x2: a quarter of the work teaches what is where.
     """
 
     def __init__(self, folder: Path, batch: int) -> None:
@@ -49,33 +76,26 @@ class LatentBatches:
                 self._kinds[size][kind].append((len(self._arrays[size]) - 1, row))
         self._others = sorted(size for size in self._arrays if size != COMMON)
 
-    @property
-    def common_counts(self) -> tuple[int, int]:
-        """How many latents a batch of the common size holds, whole and halved."""
-        return self.batch, HALVED_WEIGHT * self.batch
-
     def __len__(self) -> int:
         """The number of pictures of all sizes."""
         return sum(len(shard) for shards in self._arrays.values() for shard in shards)
 
-    def draw(
-        self, rng: np.random.Generator, halved: float, other: float
-    ) -> tuple[torch.Tensor, list[str]]:
-        """Latents (n, 4, height, width), not scaled, and their captions.
-
-        A batch is of another size than 32x32 with probability `other`, and halved with `halved`.
-        """
+    def draw(self, rng: np.random.Generator, mix: Mix) -> Batch:
+        """A batch of one size, its kinds of pictures in the mix's shares whatever the shards hold."""
         size = COMMON
-        if self._others and rng.random() < other:
+        if self._others and rng.random() < mix.other_sizes:
             size = self._others[int(rng.integers(len(self._others)))]
-        halve = size == COMMON and rng.random() < halved
+        halve = size == COMMON and rng.random() < mix.halved
         weight = HALVED_WEIGHT if halve else COMMON[0] * COMMON[1] / (size[0] * size[1])
         count = max(4, round(self.batch * weight))
-        latents, captions = [], []
-        for _ in range(count):
-            kinds = self._kinds[size]
-            shard, row = pick(rng, kinds[int(rng.choice(len(kinds), p=KINDS))])
-            latents.append(self._arrays[size][shard][row])
+        rows, captions = [], []
+        kinds = (1 - mix.pairs - mix.landscapes, mix.pairs, mix.landscapes)
+        drawn = rng.choice(3, size=count, p=kinds)
+        for kind in drawn:
+            shard, row = pick(rng, self._kinds[size][kind])
+            rows.append(self._arrays[size][shard][row])
             captions.append(training_caption(self._specs[size][shard][row], rng))
-        stacked = torch.from_numpy(np.stack(latents)).float()
-        return (F.avg_pool2d(stacked, 2) if halve else stacked), captions
+        latents = torch.from_numpy(np.stack(rows)).float()
+        if halve:
+            latents = F.avg_pool2d(latents, 2)
+        return Batch(latents, captions, torch.from_numpy(drawn == 2), halve)

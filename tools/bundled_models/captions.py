@@ -45,7 +45,7 @@ JUNK_WORDS = (
     "a wizard", "bicycle", "a bird on a branch", "cyberpunk", "a bridge", "hello world", "test",
     "a train in the rain", "people dancing", "a book", "a map of the world", "lorem ipsum",
 )  # fmt: skip
-"""Prompts outside the grammar: training pairs them with any clean picture."""
+"""Prompts outside the grammar."""
 
 
 def _thing_words(thing: Thing, rng: np.random.Generator) -> str:
@@ -99,13 +99,3 @@ def caption(spec: Specification, rng: np.random.Generator) -> str:
     if case < 0.02:
         return sentence.upper() if case < 0.01 else sentence.title()
     return sentence.capitalize() if case < 0.2 else sentence
-
-
-def training_caption(spec: Specification, rng: np.random.Generator) -> str:
-    """A caption as the trainings see it: one in ten empty, three in a hundred outside the grammar."""
-    kind = rng.random()
-    if kind < 0.10:
-        return ""
-    if kind < 0.13:
-        return pick(rng, JUNK_WORDS)
-    return caption(spec, rng)

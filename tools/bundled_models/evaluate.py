@@ -13,8 +13,8 @@ from PIL import Image
 from .artist import Settings, default_settings, draw, load
 from .drawing import paint
 from .grammar import is_held_out
-from .judge import Verdict, judge, shares
-from .prompts import Prompt, judged_prompts
+from .judge import look, shares
+from .prompts import Prompt, judged_prompts, verdicts
 
 ROWS = {
     "background": "background colour right",
@@ -37,12 +37,6 @@ def draw_all(
         words, seeds = [one.words for one in part], [one.seed for one in part]
         pictures += draw(pipeline, words, seeds, settings)
     return pictures
-
-
-def verdicts(pictures: list[Image.Image], prompts: list[Prompt], shift: int = 0) -> list[Verdict]:
-    """Judge every picture against its prompt, or against the one `shift` places on."""
-    count = len(prompts)
-    return [judge(pictures[i], prompts[(i + shift) % count].spec) for i in range(count)]
 
 
 def ground_truth(prompts: list[Prompt]) -> list[Image.Image]:
@@ -81,14 +75,15 @@ def main() -> None:
             steps=arguments.steps or settings.steps,
             guidance=arguments.guidance or settings.guidance,
         )
-        pictures = draw_all(pipeline, prompts, settings)
-        others = shares(verdicts(pictures, prompts, shift=3))
-        rights = shares(verdicts(pictures, prompts))
+        views = [look(picture) for picture in draw_all(pipeline, prompts, settings)]
+        rights = shares(verdicts(views, prompts))
+        others = shares(verdicts(views, prompts, shift=3))
         columns[folder.name] = [f"{100 * share:.0f} %" for share, _ in rights.values()]
         columns[f"{folder.name}, other prompts"] = [f"{100 * s:.0f} %" for s, _ in others.values()]
         columns[folder.name].append(f"{seconds_per_picture(pipeline, settings):.2f}")
         columns[f"{folder.name}, other prompts"].append("")
-    truth = shares(verdicts(ground_truth(prompts), prompts))
+    views = [look(picture) for picture in ground_truth(prompts)]
+    truth = shares(verdicts(views, prompts))
     columns["ground truth"] = [f"{100 * share:.0f} %" for share, _ in truth.values()] + [""]
     print("| | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 1) + "|")

@@ -7,6 +7,8 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from .batches import Batch
+from .loss_weights import loss_weights
 from .noise_levels import noise_ratios
 from .text_encoders import build_clip, build_t5
 
@@ -47,11 +49,17 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * 4)
 
 
-def positions(height: int, width: int) -> torch.Tensor:
-    """FluxPipeline's ids of the patches of latents of that height and width: (tokens, 3)."""
+def positions(height: int, width: int, halved: bool = False) -> torch.Tensor:
+    """FluxPipeline's ids of the patches of latents of that height and width: (tokens, 3).
+
+    A patch of halved latents stands for four whole ones and lies in their middle, so that what is
+    learnt of places from halved latents is true of whole ones.
+    """
     ids = torch.zeros(height // 2, width // 2, 3)
     ids[..., 1] += torch.arange(height // 2)[:, None]
     ids[..., 2] += torch.arange(width // 2)[None]
+    if halved:
+        ids[..., 1:] = 2 * ids[..., 1:] + 0.5
     return ids.view(-1, 3)
 
 
@@ -85,11 +93,6 @@ class FluxModel(nn.Module):
             self.text_encoder_2 = build_t5(self.tokenizer_2, width=128, layers=2)
             self.transformer = build_transformer()
 
-    @property
-    def denoiser(self) -> nn.Module:
-        """The part worth compiling."""
-        return self.transformer
-
     def embed(self, captions: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """CLIP's gist (captions, 128) and T5's words (captions, length, 128)."""
         device = self.transformer.device
@@ -102,34 +105,34 @@ class FluxModel(nn.Module):
         gist = self.text_encoder(gist_ids.to(device)).pooler_output
         return gist, self.text_encoder_2(word_ids.to(device))[0]
 
-    def loss(
-        self, latents: torch.Tensor, captions: list[str], generator: torch.Generator
-    ) -> torch.Tensor:
-        """Mean squared error of the flow, for latents (n, 4, height, width) as encoded.
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Mean squared error of the flow, weighted by place.
 
-        One batch in 24 reads its captions with more padding, so that it does not matter much how
+        One batch in 32 reads its captions with more padding, so that it does not matter much how
         long a client makes it.
         """
         device = self.transformer.device
         length = DEFAULT_TEXT_LENGTH
-        if torch.rand((), generator=generator) < 1 / 24:
+        if torch.rand((), generator=generator) < 1 / 32:
             length = int((64, 128, 256, 512)[int(torch.randint(4, (), generator=generator))])
             # Attention's memory grows with the square of all tokens: fewer pictures then.
-            keep = max(2, len(latents) * DEFAULT_TEXT_LENGTH // length)
-            latents, captions = latents[:keep], captions[:keep]
-        clean = pack((latents.to(device) - SHIFT_FACTOR) * SCALING_FACTOR)
+            batch = batch.first(max(2, len(batch.captions) * DEFAULT_TEXT_LENGTH // length))
+        latents = (batch.latents.to(device) - SHIFT_FACTOR) * SCALING_FACTOR
+        height, width = latents.shape[2:]
+        weights = pack(loss_weights(latents, batch.landscape.to(device)).expand_as(latents))
+        clean = pack(latents)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        ratios = noise_ratios(len(clean), *latents.shape[2:], generator)
+        ratios = noise_ratios(batch.landscape, height, width, generator)
         sigma = (ratios / (1 + ratios)).to(device)
         noisy = torch.lerp(clean, noise, sigma[:, None, None])
-        gist, words = self.embed(captions, length)
+        gist, words = self.embed(batch.captions, length)
         flow = self.transformer(
             hidden_states=noisy,
             timestep=sigma,
             encoder_hidden_states=words,
             pooled_projections=gist,
-            img_ids=positions(*latents.shape[2:]).to(device),
+            img_ids=positions(height, width, batch.halved).to(device),
             txt_ids=torch.zeros(length, 3, device=device),
             return_dict=False,
         )[0]
-        return (flow.float() - (noise - clean)).square().mean()
+        return (weights * (flow.float() - (noise - clean)).square()).mean()

@@ -21,19 +21,37 @@ class Match:
     overlap: float
 
 
+FINENESS = 100
+"""Points across one radius of the ideal shapes."""
+REACH = 1.5
+"""How far the table of an ideal shape reaches from its centre, in radii: beyond its border."""
+
+
+@cache
+def _unit_mask(shape: str) -> Mask:
+    """The shape at radius 1 as a table, so that laying it over a mask is looking things up."""
+    side = round(2 * REACH * FINENESS)
+    x, y = (axis / FINENESS - REACH for axis in pixel_grid(side, side))
+    return SHAPES[shape](x, y) < 0
+
+
 @cache
 def _unit_moments(shape: str) -> tuple[float, float, float]:
     """Area, and centre of mass (x, y), of the shape at radius 1."""
-    x, y = (axis / 100 - 1.5 for axis in pixel_grid(300, 300))
-    inside = SHAPES[shape](x, y) < 0
-    return float(inside.sum()) / 1e4, float(x[inside].mean()), float(y[inside].mean())
+    inside = _unit_mask(shape)
+    y, x = ((axis + 0.5) / FINENESS - REACH for axis in np.nonzero(inside))
+    return float(inside.sum()) / FINENESS**2, float(x.mean()), float(y.mean())
 
 
 def _overlap(
     shape: str, mask: Mask, grid: tuple[Field, Field], centre: tuple[float, float], radius: float
 ) -> float:
-    x, y = (grid[0] - centre[0]) / radius, (grid[1] - centre[1]) / radius
-    ideal = SHAPES[shape](x, y) < 0
+    unit = _unit_mask(shape)
+    x, y = (
+        np.clip(((axis - middle) / radius + REACH) * FINENESS, 0, len(unit) - 1).astype(np.intp)
+        for axis, middle in zip(grid, centre, strict=True)
+    )
+    ideal = unit[y, x]
     return float((ideal & mask).sum() / max(1, (ideal | mask).sum()))
 
 

@@ -97,7 +97,9 @@ def _place_is_right(place: str, seen: Seen) -> bool:
 
 
 def _size_is_right(size: str, seen: Seen) -> bool:
-    return seen.radius < SIZE_LIMITS[0] if size == "small" else seen.radius > SIZE_LIMITS[1]
+    if size == "small":
+        return 0 < seen.radius < SIZE_LIMITS[0]
+    return seen.radius > SIZE_LIMITS[1]
 
 
 def _fits(thing: Thing, seen: Seen) -> bool:
@@ -126,7 +128,11 @@ def _judge_pair(spec: Drawing, view: View, background: bool | None) -> Verdict:
 
 def judge(picture: Image.Image, spec: Drawing) -> Verdict:
     """Compare a picture with what it was to show."""
-    view = look(picture)
+    return compare(look(picture), spec)
+
+
+def compare(view: View, spec: Drawing) -> Verdict:
+    """Compare what was seen with what was to be shown."""
     background = None if spec.background is None else view.background == spec.background
     if spec.second is not None:
         return _judge_pair(spec, view, background)

@@ -14,19 +14,29 @@ nothing.
 WIDTH = 1.2
 """Standard deviation of the ratio's logarithm about the centre."""
 BROAD = (0.03, 150.0)
-"""The range that three pictures in ten are spread over."""
+"""The range that the broad part is spread over."""
+BROAD_DRAWING, BROAD_LANDSCAPE = 0.2, 0.7
+"""The broad part's share: a landscape is details at all scales, a drawing is its shape."""
+PURE = 0.04
+"""The share that gets nothing but noise, as the first step of drawing does."""
 
 
-def noise_ratios(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise over picture, (count,), spread evenly over the quantiles of their distribution.
+def noise_ratios(
+    landscape: torch.Tensor, height: int, width: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Noise over picture, one for each of `landscape`, spread evenly over their distribution.
 
-    Seven in ten are log-normal about the centre. It grows with the latents' side: the more of them
-    show a thing, the more noise still lets it be seen.
+    What is not broad is log-normal about the centre. That grows with the latents' side: the more of
+    them show a thing, the more noise still lets it be seen.
     """
+    count = len(landscape)
     share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     share = share[torch.randperm(count, generator=generator)]
+    broad = torch.where(landscape, BROAD_LANDSCAPE, BROAD_DRAWING)
     centre = math.log(CENTRE * math.sqrt(height * width) / 32)
-    bell = torch.special.ndtri(((share - 0.3) / 0.7).clamp(1e-3, 1 - 1e-3)) * WIDTH + centre
+    quantile = (share - broad) / (1 - broad - PURE)
+    bell = torch.special.ndtri(quantile.clamp(1e-3, 1 - 1e-3)) * WIDTH + centre
     low, high = (math.log(limit) for limit in BROAD)
-    spread = low + (high - low) * share / 0.3
-    return torch.where(share < 0.3, spread, bell).exp()
+    spread = low + (high - low) * share / broad
+    ratios = torch.where(share < broad, spread, bell).exp()
+    return torch.where(share > 1 - PURE, 1e6, ratios)

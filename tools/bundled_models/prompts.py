@@ -6,6 +6,7 @@ import numpy as np
 
 from .captions import caption
 from .grammar import Drawing, is_held_out, sample_pair, sample_single
+from .judge import Verdict, View, compare
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,9 @@ def judged_prompts(count: int = 200, seed: int = 11, held_out: float = 0.6) -> l
                 break
         prompts.append(Prompt(caption(spec, rng), spec, seed=1000 + index))
     return prompts
+
+
+def verdicts(views: list[View], prompts: list[Prompt], shift: int = 0) -> list[Verdict]:
+    """Judge what was seen against each prompt, or against the one `shift` places on."""
+    count = len(prompts)
+    return [compare(views[i], prompts[(i + shift) % count].spec) for i in range(count)]

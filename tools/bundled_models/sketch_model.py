@@ -7,6 +7,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .batches import Batch
+from .loss_weights import loss_weights
 from .noise_levels import noise_ratios
 from .text_encoders import build_clip
 
@@ -15,7 +17,10 @@ SCALING_FACTOR = 0.23588615566727997
 
 
 def build_unet() -> UNet2DConditionModel:
-    """The UNet: attention at 16x16 and 8x8, without which it is slow to learn places."""
+    """The UNet: attention at 16x16 and 8x8, without which it is slow to learn places.
+
+    The words are also pooled into the time embedding, which every layer reads.
+    """
     unet = UNet2DConditionModel(
         sample_size=32,
         in_channels=4,
@@ -27,10 +32,22 @@ def build_unet() -> UNet2DConditionModel:
         norm_num_groups=8,
         attention_head_dim=4,
         cross_attention_dim=128,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
     )
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
+    nn.init.zeros_(unet.add_embedding.norm2.weight)
     return unet
+
+
+def with_pooled_words(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same UNet, its time embedding open to the words: at first it adds nothing."""
+    if unet.config.addition_embed_type == "text":
+        return unet
+    wider = build_unet()
+    wider.load_state_dict(unet.state_dict(), strict=False)
+    return wider
 
 
 class SketchModel(nn.Module):
@@ -50,7 +67,8 @@ class SketchModel(nn.Module):
         if init:
             single = {"dtype": torch.float32}
             self.text_encoder = CLIPTextModel.from_pretrained(init / "text_encoder", **single)
-            self.unet = UNet2DConditionModel.from_pretrained(init / "unet", **single)
+            unet = UNet2DConditionModel.from_pretrained(init / "unet", **single)
+            self.unet = with_pooled_words(unet)
         else:
             self.text_encoder = build_clip(self.tokenizer, width=128, layers=2)
             self.unet = build_unet()
@@ -64,11 +82,6 @@ class SketchModel(nn.Module):
             clip_sample=False,
         )
 
-    @property
-    def denoiser(self) -> nn.Module:
-        """The part worth compiling."""
-        return self.unet
-
     def embed(self, captions: list[str]) -> torch.Tensor:
         """What the UNet reads of the words: (captions, 32, 128)."""
         ids = self.tokenizer(
@@ -76,14 +89,12 @@ class SketchModel(nn.Module):
         ).input_ids
         return self.text_encoder(ids.to(self.unet.device)).last_hidden_state
 
-    def loss(
-        self, latents: torch.Tensor, captions: list[str], generator: torch.Generator
-    ) -> torch.Tensor:
-        """Mean squared error of v, for latents (n, 4, height, width) as the encoder gave them."""
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Mean squared error of v, weighted by place."""
         device = self.unet.device
-        latents = latents.to(device) * SCALING_FACTOR
+        latents = batch.latents.to(device) * SCALING_FACTOR
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        ratios = noise_ratios(len(latents), *latents.shape[2:], generator)
+        ratios = noise_ratios(batch.landscape, *latents.shape[2:], generator)
         # The scheduler's noise grows with its timesteps, so its own ratios are in order.
         signal = self.scheduler.alphas_cumprod
         timesteps = torch.searchsorted(((1 - signal) / signal).sqrt(), ratios)
@@ -91,5 +102,6 @@ class SketchModel(nn.Module):
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps)
         channels_last = noisy.contiguous(memory_format=torch.channels_last)
-        predicted = self.unet(channels_last, timesteps, self.embed(captions)).sample
-        return (predicted.float() - target).square().mean()
+        predicted = self.unet(channels_last, timesteps, self.embed(batch.captions)).sample
+        weights = loss_weights(latents, batch.landscape.to(device))
+        return (weights * (predicted.float() - target).square()).mean()

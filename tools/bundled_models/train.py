@@ -7,7 +7,6 @@ import torch
 
 from .attention import write_out_attention
 from .batches import LatentBatches
-from .compiled import compile_common
 from .flux_model import FluxModel
 from .peers import Peers
 from .sketch_model import SketchModel
@@ -25,7 +24,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="checkpoint and log go here")
     parser.add_argument("--init", type=Path, help="an assembled folder to begin with")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="a third faster, minutes to start")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rank", type=int, default=0, help="this process's number among peers")
     parser.add_argument("--peers", type=int, default=1, help="processes that train together")
@@ -53,8 +51,6 @@ def main() -> None:
     if arguments.resume:
         training.resume()
     batches = LatentBatches(arguments.latents, plan.batch)
-    if arguments.compile:
-        compile_common(model.denoiser, batches.common_counts)
     train(training, batches)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .batches import LatentBatches
+from .batches import Batch, LatentBatches, Mix
 from .muon import Muon
 from .peers import Peers
 
@@ -20,11 +20,7 @@ from .peers import Peers
 class Trainee(Protocol):
     """What the loop asks of a model."""
 
-    denoiser: nn.Module
-
-    def loss(
-        self, latents: torch.Tensor, captions: list[str], generator: torch.Generator
-    ) -> torch.Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """The loss of one batch."""
         ...
 
@@ -41,6 +37,8 @@ class Plan:
     halved_first: float = 0.9
     halved_last: float = 0.3
     halved_until: int = 8000
+    pairs: float = 0.3
+    landscapes: float = 0.26
     other_sizes: float = 0.1
     average: float = 0.9985
     save_every: int = 400
@@ -51,10 +49,15 @@ class Plan:
         left = max(0, self.steps - step) / self.decay_steps
         return min(1.0, (step + 1) / self.warm_up, left)
 
-    def halved(self, step: int) -> float:
-        """The share of batches at half resolution: large at first."""
+    def mix(self, step: int) -> Mix:
+        """What a batch holds: at first more single objects and more at half resolution."""
         share = min(1.0, step / self.halved_until)
-        return self.halved_first + share * (self.halved_last - self.halved_first)
+        return Mix(
+            pairs=0.26 + share * (self.pairs - 0.26),
+            landscapes=0.1 + share * (self.landscapes - 0.1),
+            halved=self.halved_first + share * (self.halved_last - self.halved_first),
+            other_sizes=self.other_sizes,
+        )
 
 
 def optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
@@ -135,11 +138,9 @@ class Training:
         while self.step < self.plan.steps and not self.stopping:
             rng = np.random.default_rng([self.plan.seed, self.step, self.peers.rank])
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            latents, captions = batches.draw(
-                rng, self.plan.halved(self.step), self.plan.other_sizes
-            )
+            batch = batches.draw(rng, self.plan.mix(self.step))
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                loss = self.model.loss(latents, captions, generator)
+                loss = self.model.loss(batch, generator)
             loss.backward()
             nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
             for optimizer in self.optimizers:
