@@ -1,4 +1,4 @@
-"""Easel in the shell: serve, generate, models, bench."""
+"""Easel in the shell: serve, generate, inspect, models, bench."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from app.scheduling.batch_profile import BatchProfile, BatchProfiles, profile_of
 from app.scheduling.expectations import device_kind
 from app.service import ImageService
 from app.settings import ConfigurationError, Settings, load_cards, load_settings
+from app.store.database import StoreRefused
 
 if TYPE_CHECKING:
     from app.engines.base import Engine
@@ -118,6 +120,9 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="0 keeps the picture, 1 none of it.")
     ] = None,
+    metadata: Annotated[
+        bool | None, typer.Option(help="Whether the picture tells how it was drawn.")
+    ] = None,
 ) -> None:
     """Draw on this machine, without a server."""
     arguments = Arguments(
@@ -134,10 +139,43 @@ def generate(
         strength=strength,
         image=_read(image),
         mask_image=_read(mask),
+        metadata=metadata,
         output_format=output.suffix.removeprefix(".") or None,
     )
     with _errors_told():
         asyncio.run(_generate(arguments, output))
+
+
+@_shell.command()
+def inspect(
+    picture: Path,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Tell how a picture was drawn, by Easel or another program, as far as its file says."""
+    data = _read(picture) or b""
+    from app.engines.picture_text import read
+
+    name = _shown(str(picture))
+    try:
+        told = read(data)
+    except InvalidRequest:
+        _stop(f"{name} is no PNG, JPEG or WebP that can be read", 1)
+    if not told.facts:
+        _stop(f"{name} does not tell how it was drawn", 1)
+    if as_json:
+        whole = json.dumps({"file": str(picture), **msgspec.to_builtins(told)}, indent=2)
+        print(whole.replace("\x7f", "\\u007f"))  # all else beyond visible ASCII is escaped already
+        return
+    print(f"{name}  {told.format} {told.width}x{told.height}")
+    for key, value in told.facts.items():
+        print(f"{_shown(key):<20}  {_shown(value)}")
+
+
+def _shown(text: str) -> str:
+    """Text from outside: what could steer a terminal, or fake a line, shows as an escape."""
+    return "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text
+    )
 
 
 @contextmanager
@@ -159,7 +197,7 @@ def _read(path: Path | None) -> bytes | None:
     try:
         return None if path is None else path.read_bytes()
     except OSError as error:
-        _stop(f"{path}: {error.strerror}", 2)
+        _stop(f"{_shown(str(path))}: {error.strerror}", 2)
 
 
 async def _generate(arguments: Arguments, output: Path) -> None:
@@ -168,19 +206,31 @@ async def _generate(arguments: Arguments, output: Path) -> None:
 
     logging.basicConfig(level=logging.ERROR)
     settings = load_settings(preload=())
-    pool = InProcessPool(settings.device_names()[:1])
-    service, scheduler = build(settings, pool)
-    await scheduler.start()
-    try:
-        job = service.submit(arguments, owner="shell", door="shell")
-        await _watch(service, job.id)
-        for index, image in sorted(job.images.items()):
-            many = f"-{index + 1}" if len(job.images) > 1 else ""
-            path = output.with_stem(output.stem + many)
-            path.write_bytes((await service.image(image.image_id)).data)
-            print(f"{path}  seed {image.seed}")
-    finally:
-        await scheduler.close()
+    with tempfile.TemporaryDirectory(prefix="easel-") as folder:
+        gateway = build(settings, InProcessPool(settings.device_names()[:1]))
+        try:
+            await gateway.start(resume=False)
+        except StoreRefused:  # a server that runs has it; then nothing of this is kept
+            await gateway.close()
+            settings = settings.model_copy(
+                update={"data_dir": Path(folder), "database": "", "pictures": ""}
+            )
+            gateway = build(settings, InProcessPool(settings.device_names()[:1]))
+            await gateway.start(resume=False)
+        try:
+            await _draw(gateway.service, arguments, output)
+        finally:
+            await gateway.close()
+
+
+async def _draw(service: ImageService, arguments: Arguments, output: Path) -> None:
+    job = await service.submit(arguments, owner="shell", door="shell")
+    await _watch(service, job.id)
+    for index, image in sorted(job.images.items()):
+        many = f"-{index + 1}" if len(job.images) > 1 else ""
+        path = output.with_stem(output.stem + many)
+        path.write_bytes((await service.image(image.image_id)).data)
+        print(f"{path}  seed {image.seed}")
 
 
 async def _watch(service: ImageService, job_id: str) -> None:

@@ -15,7 +15,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -53,12 +54,12 @@ from app.scheduling.queue_news import QueueNews
 from app.scheduling.run_clock import RunClock
 from app.scheduling.schedule import Entry, Estimate, Schedule
 from app.scheduling.warm_up import warm_up
-from app.store.image_files import ImageFiles, StoredImage
+from app.store.pictures import PictureStore, StoredImage
 from app.workers.base import RunSpec, SlotInfo, WorkerLost, WorkerPool
 
 _log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 2
+MAX_DEATHS = 2
 _REFRESH_SECONDS = 2.0
 """How often waiting jobs are told how long it will be."""
 
@@ -83,7 +84,7 @@ class GpuScheduler:
         pool: WorkerPool,
         board: JobBoard,
         expectations: Expectations,
-        images: ImageFiles,
+        pictures: PictureStore,
         limits: SchedulerLimits,
         *,
         preload: Iterable[ModelCard] = (),
@@ -92,7 +93,7 @@ class GpuScheduler:
         self._pool = pool
         self._board = board
         self._expectations = expectations
-        self._images = images
+        self._pictures = pictures
         self._limits = limits
         self._preload = tuple(preload)
         self._new_id = new_id
@@ -106,6 +107,7 @@ class GpuScheduler:
         self._warming: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = QueueNews(self._schedule, board, pool.slots, lambda: +self._warming)
+        self._held = 0
         self._closing = False
 
     # -- life --------------------------------------------------------------------------------------
@@ -116,7 +118,11 @@ class GpuScheduler:
         self._spawn(self._tell_now_and_then())
 
     async def close(self, drain_s: float = 0.0) -> None:
-        """Take no more jobs, give running ones `drain_s` seconds, and end the rest as failed."""
+        """Take no more jobs, and give running ones `drain_s` seconds.
+
+        The rest end as failed, but for those that may go on without anybody waiting: they stay
+        unfinished, for the next process.
+        """
         if self._closing:
             return
         self._closing = True
@@ -126,7 +132,9 @@ class GpuScheduler:
         self._news.close()
         ended = ShuttingDown("The server is shutting down.")
         for entry in [*self._schedule.waiting.values(), *self._schedule.running.values()]:
-            self._end(entry, Failed(ended.code, ended.message))
+            if entry.job.grace == 0.0:
+                self._end(entry, Failed(ended.code, ended.message))
+            entry.ended = True
         for job_id in list(self._schedule.waiting):
             self._schedule.remove(job_id)
         tasks = list(self._tasks)
@@ -134,7 +142,6 @@ class GpuScheduler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._pool.close()
-        self._expectations.times.save()
 
     @property
     def ready(self) -> bool:
@@ -152,11 +159,20 @@ class GpuScheduler:
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    def check_room(self) -> None:
-        """Whether one more job would be taken. Raises QueueFull, ShuttingDown."""
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """A place in the queue, held while the job is made. Raises QueueFull, ShuttingDown."""
+        self._check_room()
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    def _check_room(self) -> None:
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
-        if (count := self.waiting()) >= self._limits.max_queue:
+        if (count := self.waiting() + self._held) >= self._limits.max_queue:
             seconds = min(59, max(1, math.ceil(self._until_one_starts())))
             raise QueueFull(
                 f"{count} jobs are waiting, as many as may. Try again in {seconds} s.",
@@ -167,19 +183,29 @@ class GpuScheduler:
         """Seconds until the first of those that wait starts."""
         now = time.monotonic()
         outlooks = self._schedule.outlooks(self._pool.slots(), +self._warming, now)
-        return min(outlooks[job_id].start for job_id in self._schedule.waiting)
+        return min((outlooks[job_id].start for job_id in self._schedule.waiting), default=1.0)
 
     def submit(self, job: Job, card: ModelCard) -> None:
-        """Queue a job, after `check_room`."""
-        entry = self._entry(job, card, time.monotonic())
+        """Queue a job that is on the board: a new one, or one that an earlier process has left.
+
+        Raises ShuttingDown; then the job has ended.
+        """
+        age = max(0.0, time.time() - job.created)
+        entry = self._entry(job, card, time.monotonic() - age, job.attempt + 1)
+        if self._closing:
+            late = ShuttingDown("The server is shutting down.")
+            self._fail(entry, late)
+            raise late
         if (deadline := job.terms.deadline) is not None:
             loop = asyncio.get_running_loop()
-            entry.expiry = loop.call_later(deadline, self._expire, job)
+            entry.expiry = loop.call_later(max(0.0, deadline - age), self._expire, job)
         self._schedule.add(entry)
         self._news.tell(at_once=True)
         self._dispatch()
 
-    def _entry(self, job: Job, card: ModelCard, since: float, attempt: int = 1) -> Entry:
+    def _entry(
+        self, job: Job, card: ModelCard, since: float, attempt: int = 1, deaths: int = 0
+    ) -> Entry:
         terms = job.terms
         device = self._schedule.device(self._pool.slots().values())
         self._expectations.memory(card, device)
@@ -191,9 +217,16 @@ class GpuScheduler:
             seconds=self._expectations.seconds(job.request, device),
             background=terms.priority == "background",
             deadline=None if terms.deadline is None else since + terms.deadline,
-            again=attempt > 1,
+            again=deaths > 0,
         )
-        return Entry(job=job, card=card, meter=ProgressMeter(since), ticket=ticket, attempt=attempt)
+        return Entry(
+            job=job,
+            card=card,
+            meter=ProgressMeter(since),
+            ticket=ticket,
+            attempt=attempt,
+            deaths=deaths,
+        )
 
     async def cancel(self, job_id: str) -> None:
         """End a job. One that has ended already stays as it is."""
@@ -249,7 +282,6 @@ class GpuScheduler:
             await asyncio.sleep(_REFRESH_SECONDS)
             self._dispatch()
             self._news.tell(at_once=True, all_of_them=True)
-            self._expectations.times.save()
 
     # -- seeing a job through ----------------------------------------------------------------------
 
@@ -263,7 +295,7 @@ class GpuScheduler:
         try:
             async with asyncio.timeout(limit) as clock:
                 run_clock = RunClock(clock)
-                if job.ended:  # called off before its run existed
+                if entry.ended:  # called off before its run existed
                     await run.cancel()
                 async for event in run:
                     run_clock.heard(event)
@@ -282,10 +314,10 @@ class GpuScheduler:
         except EaselError as error:
             self._fail(entry, error)
         except WorkerLost as loss:
-            retry = entry.attempt < MAX_ATTEMPTS and not job.ended
+            retry = entry.deaths + 1 < MAX_DEATHS and not entry.ended
             _log.warning("job %s lost its worker in attempt %d: %s", job.id, entry.attempt, loss)
             if not retry:
-                died = WorkerCrashed(f"The worker died {MAX_ATTEMPTS} times over this job.")
+                died = WorkerCrashed(f"The worker died {MAX_DEATHS} times over this job.")
                 self._fail(entry, died)
         except Exception:
             _log.exception("job %s", job.id)
@@ -315,10 +347,12 @@ class GpuScheduler:
             return
         if isinstance(event, ImageFinished):
             image_id = self._new_id()
-            await self._images.put(image_id, StoredImage(event.image, event.media_type))
-            self._board.publish(
-                entry.job.id, ImageReady(event.index, image_id, event.seed, event.prompt_tokens)
+            image = StoredImage(event.image, event.media_type)
+            picture = await self._pictures.put(
+                image_id, event.index, event.seed, image, event.thumbnail
             )
+            ready = ImageReady(event.index, image_id, event.seed, event.prompt_tokens)
+            self._board.publish(entry.job.id, ready, picture)
             return
         now = time.monotonic()
 
@@ -335,13 +369,18 @@ class GpuScheduler:
         self._end(entry, Failed(error.code, error.message, error.param))
 
     def _end(self, entry: Entry, event: JobEvent) -> None:
+        if entry.ended:
+            return
         if entry.expiry is not None:
             entry.expiry.cancel()
+        entry.ended = True
         self._board.publish(entry.job.id, event)
 
     def _again(self, entry: Entry) -> None:
         """A second attempt, first in line, with a fresh meter: its progress starts over."""
-        again = self._entry(entry.job, entry.card, entry.ticket.since, entry.attempt + 1)
+        again = self._entry(
+            entry.job, entry.card, entry.ticket.since, entry.attempt + 1, entry.deaths + 1
+        )
         again.expiry = entry.expiry
         self._schedule.add(again)
 

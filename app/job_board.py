@@ -1,46 +1,99 @@
-"""Jobs and their numbered, replayable events.
+"""Jobs that are going on here, and their numbered events: in memory for speed, in the store for good.
 
-What you can rely on: events of a job are numbered from 1 without gaps; exactly one of them is
-terminal and it is the last; whoever follows a job from any number sees every later event once, in
-order; an ended job can be read until `keep` newer ones have ended, without its input pictures and,
-soon, without previews.
+What you can rely on: a job that was opened is stored before anybody hears of it; events of a job are
+numbered from 1 without gaps; exactly one of them is terminal and it is the last; whoever follows a job
+from any number sees every later event once, in order, also when the earlier ones are of an earlier
+process; nobody sees an event, or a job as it made it, before that event is stored.
+
+When the store fails, the last promise is given up for the sake of those who wait: they see events that
+are stored as soon as the store is back.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
-from app.domain.errors import NotFound
-from app.domain.events import TERMINAL, JobEvent, NumberedEvent, Progressed
+from app.domain.errors import ShuttingDown
+from app.domain.events import TERMINAL, JobEvent, NumberedEvent, Progressed, Started
 from app.domain.job import Job
 from app.domain.request import GenerationRequest, Terms
+from app.store.errors import StorageFull, StoreUnavailable
+from app.store.jobs import JobStore, News, Picture
+
+_log = logging.getLogger(__name__)
+
+_KEPT = 64
+"""Ended jobs that stay in memory: those who still read them need no disk."""
 
 _WITH_PREVIEWS = 16
 """Ended jobs that keep their previews a while, for followers that have not caught up."""
 
+_PATIENCE = 2.0
+"""Seconds that followers wait for a store that does not answer."""
+
+_PAUSE = 1.0
+"""Seconds between two attempts to store what could not be stored."""
+
+Observer = Callable[[Job, NumberedEvent], None]
+
 
 class _Entry(msgspec.Struct):
+    """`events` begin after number `base`; `last` and `over` run ahead of what is stored."""
+
     job: Job
+    base: int = 0
+    last: int = 0
+    attempt: int = 0
+    over: bool = False
+    gone: bool = False
     events: list[NumberedEvent] = msgspec.field(default_factory=list)
     news: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
 
 class JobBoard:
-    """All jobs of this gateway. `clock` gives Unix seconds, `new_id` an id that sorts by age."""
+    """All unfinished jobs of this gateway, and the newest that have ended.
 
-    def __init__(self, *, keep: int, clock: Callable[[], float], new_id: Callable[[], str]) -> None:
-        self._keep = keep
+    `clock` gives Unix seconds, `new_id` an id that sorts by age.
+    """
+
+    def __init__(
+        self, store: JobStore, *, clock: Callable[[], float], new_id: Callable[[], str]
+    ) -> None:
+        self._store = store
         self._clock = clock
         self._new_id = new_id
         self._entries: dict[str, _Entry] = {}
         self._ended: list[str] = []
+        self._outbox: list[News] = []
+        self._unstored: list[News] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._repair: asyncio.Task[None] | None = None
+        self._observers: list[Observer] = []
+        self._closing = self._closed = False
 
-    def open(
-        self, request: GenerationRequest, *, owner: str, door: str, terms: Terms | None = None
+    def observe(self, observer: Observer) -> None:
+        """Call it with every job and event from now on, once they are seen."""
+        self._observers.append(observer)
+
+    # -- jobs --------------------------------------------------------------------------------------
+
+    async def open(
+        self,
+        request: GenerationRequest,
+        *,
+        owner: str,
+        door: str,
+        terms: Terms | None = None,
+        grace: float = 0.0,
+        digest: str = "",
+        key: str | None = None,
     ) -> Job:
+        """A new job, which is stored when this returns. Raises StoreUnavailable, StorageFull."""
         now = self._clock()
         job = Job(
             id=self._new_id(),
@@ -50,62 +103,174 @@ class JobBoard:
             created=now,
             changed=now,
             terms=terms or Terms(),
+            grace=grace,
+            digest=digest,
+            key=key,
         )
+        await self._store.accept(job)
         self._entries[job.id] = _Entry(job)
         return job
 
-    def publish(self, job_id: str, event: JobEvent) -> None:
-        """Append an event. After a terminal one, further events are dropped: the first end counts."""
+    async def unfinished(self) -> list[Job]:
+        """The jobs that an earlier process has left, oldest first: they are on this board now."""
+        jobs = [job for job in await self._store.unfinished() if job.id not in self._entries]
+        for job in jobs:
+            self._entries[job.id] = _Entry(
+                job, base=job.last_event, last=job.last_event, attempt=job.attempt
+            )
+        return jobs
+
+    async def get(self, job_id: str) -> Job:
+        """The job as of its last visible event. Raises NotFound, StoreUnavailable."""
         entry = self._entries.get(job_id)
-        if entry is None or entry.job.ended:
+        return entry.job if entry else await self._store.get(job_id)
+
+    async def with_inputs(self, job_id: str) -> Job:
+        """The job with the pictures that it was given. Raises NotFound, StoreUnavailable."""
+        return await self._store.with_inputs(job_id)
+
+    def going_on(self, owner: str | None = None) -> list[Job]:
+        """Unfinished jobs, of one owner or of all, oldest first."""
+        return [
+            entry.job
+            for entry in self._entries.values()
+            if not entry.job.ended and owner in (None, entry.job.owner)
+        ]
+
+    def forget(self, job_id: str) -> None:
+        """The job was removed from the store; who follows it has seen its last event."""
+        if (entry := self._entries.pop(job_id, None)) is not None:
+            entry.over = entry.gone = True
+            entry.news.set()
+
+    def forget_owner(self, owner: str) -> None:
+        """The same, for all jobs of an owner."""
+        for job_id in [one for one, entry in self._entries.items() if entry.job.owner == owner]:
+            self.forget(job_id)
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def publish(self, job_id: str, event: JobEvent, picture: Picture | None = None) -> None:
+        """Append an event; with an `ImageReady`, its picture.
+
+        After a terminal one, further events are dropped: the first end counts.
+        """
+        entry = self._entries.get(job_id)
+        if entry is None or entry.over:
             return
-        numbered = NumberedEvent(len(entry.events) + 1, self._clock(), event)
-        entry.events.append(numbered)
-        entry.job.apply(numbered)
-        entry.news.set()
-        entry.news = asyncio.Event()
-        if isinstance(event, TERMINAL):
-            entry.job.request = entry.job.request.without_pictures()
-            self._ended.append(job_id)
-            self._forget_previews(self._ended[-_WITH_PREVIEWS - 1 : -_WITH_PREVIEWS])
-            while len(self._ended) > self._keep:
-                self._entries.pop(self._ended.pop(0), None)
-
-    def _forget_previews(self, job_ids: list[str]) -> None:
-        """Unfinished pictures are large, and nobody asks for them once the finished ones are there."""
-        for job_id in job_ids:
-            events = self._entries[job_id].events
-            for place, numbered in enumerate(events):
-                if isinstance(numbered.event, Progressed) and numbered.event.preview:
-                    bare = msgspec.structs.replace(numbered.event, preview=None)
-                    events[place] = msgspec.structs.replace(numbered, event=bare)
-
-    def get(self, job_id: str) -> Job:
-        """Raises NotFound."""
-        return self._entry(job_id).job
-
-    def jobs(self) -> list[Job]:
-        """All jobs, newest first."""
-        return [entry.job for entry in reversed(self._entries.values())]
+        entry.last += 1
+        entry.over = isinstance(event, TERMINAL)
+        if isinstance(event, Started):
+            entry.attempt = event.attempt
+        numbered = NumberedEvent(entry.last, self._clock(), event)
+        self._outbox.append(News(job_id, entry.attempt, numbered, picture))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
         """Every event numbered above `after`, past and to come; ends after the terminal one.
 
-        Raises NotFound at the first step.
+        Raises NotFound and StoreUnavailable at the first step; and ShuttingDown, when this process
+        ends before the job.
         """
-        entry = self._entry(job_id)
         seen = max(0, after)
+        entry = self._entries.get(job_id)
+        if entry is None or seen < entry.base:
+            for numbered in await self._store.events(job_id, seen):
+                seen = numbered.number
+                yield numbered
+        if entry is None:
+            return
         while True:
             news = entry.news
-            while seen < len(entry.events):
+            while seen < entry.base + len(entry.events):
                 seen += 1
-                yield entry.events[seen - 1]
-            if entry.job.ended:
+                yield entry.events[seen - entry.base - 1]
+            if entry.job.ended or entry.gone:
                 return
+            if self._closed:
+                raise ShuttingDown("The server is shutting down; the job goes on when it is back.")
             await news.wait()
 
-    def _entry(self, job_id: str) -> _Entry:
-        entry = self._entries.get(job_id)
+    async def close(self) -> None:
+        """Store what is not stored yet, and let all followers go."""
+        self._closing = True
+        if self._repair is not None:
+            self._repair.cancel()
+            await asyncio.gather(self._repair, return_exceptions=True)
+        if self._writer is not None:
+            await self._writer
+        if self._unstored:
+            await self._store_unstored()
+        self._closed = True
+        for entry in self._entries.values():
+            entry.news.set()
+
+    # -- storing -----------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        try:
+            while self._outbox:
+                batch, self._outbox = self._outbox, []
+                if self._unstored or not await self._stored(batch):
+                    self._unstored += batch
+                    if self._repair is None and not self._closing:
+                        self._repair = asyncio.create_task(self._store_later())
+                for news in batch:
+                    self._reveal(news)
+        finally:
+            self._writer = None
+
+    async def _stored(self, batch: Sequence[News]) -> bool:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._store.append(batch)
+        except (StoreUnavailable, StorageFull, TimeoutError) as error:
+            _log.error("%d events are not stored yet: %s", len(batch), type(error).__name__)
+            return False
+        except Exception:
+            # Not to be repaired by trying again; those who wait must not wait for ever.
+            _log.exception("%d events are lost to history", len(batch))
+        return True
+
+    async def _store_later(self) -> None:
+        try:
+            while self._unstored:
+                await asyncio.sleep(_PAUSE)
+                await self._store_unstored()
+        finally:
+            self._repair = None
+
+    async def _store_unstored(self) -> None:
+        """In order; what comes meanwhile is behind it. An event that did arrive counts again."""
+        batch = list(self._unstored)
+        if await self._stored(batch):
+            del self._unstored[: len(batch)]
+
+    def _reveal(self, news: News) -> None:
+        entry = self._entries.get(news.job_id)
         if entry is None:
-            raise NotFound("There is no such job.", param="id")
-        return entry
+            return
+        entry.events.append(news.event)
+        entry.job.apply(news.event)
+        if entry.job.ended:
+            entry.job.request = entry.job.request.without_pictures()
+            self._ended.append(news.job_id)
+            self._forget_previews(self._ended[-_WITH_PREVIEWS - 1 : -_WITH_PREVIEWS])
+            while len(self._ended) > _KEPT and not self._unstored:
+                self._entries.pop(self._ended.pop(0), None)
+        entry.news.set()
+        entry.news = asyncio.Event()
+        for observer in self._observers:
+            with contextlib.suppress(Exception):  # nobody who looks on may hold up a job
+                observer(entry.job, news.event)
+
+    def _forget_previews(self, job_ids: list[str]) -> None:
+        """Unfinished pictures are large, and nobody asks for them once the finished ones are there."""
+        for job_id in job_ids:
+            entry = self._entries.get(job_id)
+            events = entry.events if entry else []
+            for place, numbered in enumerate(events):
+                if isinstance(numbered.event, Progressed) and numbered.event.preview:
+                    bare = msgspec.structs.replace(numbered.event, preview=None)
+                    events[place] = msgspec.structs.replace(numbered, event=bare)

@@ -12,11 +12,14 @@ from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import a1111, diffugen, health, jobs, openai
+from app.api import a1111, diffugen, health, jobs, openai, pictures
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
+from app.archive import Archive
 from app.engines.weight_bytes import weight_bytes
+from app.gateway import Gateway
 from app.gpu_scheduler import GpuScheduler, SchedulerLimits
+from app.housekeeping import Housekeeping
 from app.job_board import JobBoard
 from app.presets import FILE_NAME, Presets
 from app.scheduling.batch_profile import BatchProfiles
@@ -24,7 +27,14 @@ from app.scheduling.expectations import Expectations
 from app.scheduling.phase_times import PhaseTimes
 from app.service import ImageService
 from app.settings import ConfigurationError, Settings, load_cards
-from app.store.image_files import ImageFiles
+from app.store.blobs import open_blobs
+from app.store.database import Database, StoreRefused
+from app.store.history import History
+from app.store.jobs import JobStore
+from app.store.links import Links
+from app.store.pictures import PictureStore
+from app.store.statistics import Statistics
+from app.store.timings import Timings
 from app.workers.base import WorkerPool
 from app.workers.local import LocalPool
 
@@ -33,7 +43,7 @@ def new_id() -> str:
     return str(ULID())
 
 
-def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageService, GpuScheduler]:
+def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
     """All parts below the front doors, wired but not started. The pool is `LocalPool` if not given.
 
     Raises ConfigurationError.
@@ -47,8 +57,17 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
     ):
         if name not in cards:
             raise ConfigurationError(f"the settings name model {name}, which has no card")
-    board = JobBoard(keep=settings.keep_jobs, clock=time.time, new_id=new_id)
-    images = ImageFiles(settings.data_dir / "images", settings.image_memory)
+    try:
+        database = Database.at(settings.database_url(), synchronous=settings.database_sync)
+        blobs = open_blobs(
+            settings.pictures or settings.data_dir / "images", settings.pictures_options
+        )
+        links = Links.open(settings.data_dir)
+    except (StoreRefused, OSError, ValueError) as error:
+        raise ConfigurationError(f"the store cannot be used: {error}") from error
+    stored = PictureStore(database, blobs, memory_bytes=settings.image_memory)
+    board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
+    times = PhaseTimes()
     scheduler = GpuScheduler(
         pool
         or LocalPool(
@@ -56,11 +75,11 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
         ),
         board,
         Expectations(
-            PhaseTimes(settings.data_dir / "phase_times.json"),
+            times,
             BatchProfiles(settings.data_dir / "batch_profiles.json", enabled=settings.batching),
             weight_bytes,
         ),
-        images,
+        stored,
         SchedulerLimits(
             max_queue=settings.max_queue,
             aging_seconds=settings.aging_seconds,
@@ -73,6 +92,16 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
         preload=[cards[name] for name in settings.preload],
         new_id=new_id,
     )
+    archive = Archive(
+        board,
+        History(database, stored),
+        stored,
+        Statistics(database),
+        links,
+        link_seconds=settings.link_seconds,
+        low_water=settings.low_water,
+        database_room=database.free_bytes,
+    )
     service = ImageService(
         cards,
         settings.default_model,
@@ -80,22 +109,24 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> tuple[ImageServ
         settings.aliases,
         scheduler,
         board,
-        images,
+        archive,
         Presets(settings.data_dir / FILE_NAME),
     )
-    return service, scheduler
+    housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
+    return Gateway(service, scheduler, board, database, stored, housekeeping)
 
 
-def create_app(settings: Settings, service: ImageService, scheduler: GpuScheduler) -> Litestar:
-    """The web application over what `build` made; workers start and stop with it."""
+def create_app(settings: Settings, gateway: Gateway) -> Litestar:
+    """The web application over what `build` made, which starts and stops with it."""
+    service = gateway.service
 
     @asynccontextmanager
-    async def workers(_: Litestar) -> AsyncIterator[None]:
-        await scheduler.start()
+    async def parts(_: Litestar) -> AsyncIterator[None]:
         try:
+            await gateway.start()
             yield
         finally:
-            await scheduler.close()
+            await gateway.close()
 
     def provide_service() -> ImageService:
         return service
@@ -118,9 +149,10 @@ def create_app(settings: Settings, service: ImageService, scheduler: GpuSchedule
             *diffugen.HANDLERS,
             a1111.door(a1111.Console(service), settings.max_upload),
             *jobs.HANDLERS,
+            *pictures.HANDLERS,
             *health.HANDLERS,
         ],
-        lifespan=[workers],
+        lifespan=[parts],
         dependencies={
             "service": Provide(provide_service, sync_to_thread=False),
             "doors": Provide(provide_doors, sync_to_thread=False),

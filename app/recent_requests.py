@@ -34,10 +34,12 @@ class RecentRequests:
     it is a retry belongs to the job of the first. One that does not say so is a wish of its own.
     """
 
+    SECONDS = 3600.0
+
     def __init__(
         self,
         keep: int = 10_000,
-        seconds: float = 3600.0,
+        seconds: float = SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keep = keep
@@ -62,8 +64,9 @@ class RecentRequests:
             return seen.job_id if seen else None
         return None
 
-    def remember(self, attempt: Attempt, job_id: str) -> None:
-        seen = _Seen(job_id, attempt.digest, self._clock())
+    def remember(self, attempt: Attempt, job_id: str, age: float = 0.0) -> None:
+        """The request, which came `age` seconds ago, made this job."""
+        seen = _Seen(job_id, attempt.digest, self._clock() - age)
         self._put((attempt.owner, "digest", attempt.digest), seen)
         if attempt.key is not None:
             self._put((attempt.owner, "key", attempt.key), seen)

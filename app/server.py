@@ -38,9 +38,9 @@ def run(settings: Settings) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    service, scheduler = build(settings)
+    gateway = build(settings)
     config = uvicorn.Config(
-        create_app(settings, service, scheduler),
+        create_app(settings, gateway),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -53,7 +53,7 @@ def run(settings: Settings) -> None:
     # it every answer on a kept connection waits 40 ms for the acknowledgement of the one before.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _log.info("Easel serves on http://%s", _address(sock))
-    _Server(config, lambda: scheduler.close(settings.drain_seconds)).run(sockets=[sock])
+    _Server(config, lambda: gateway.end_jobs(settings.drain_seconds)).run(sockets=[sock])
 
 
 def _address(sock: socket.socket) -> str:

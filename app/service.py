@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from app.attendance import Attendance
-from app.domain.errors import InvalidRequest, NotFound, UnknownModel
-from app.domain.events import NumberedEvent
+from app.archive import Archive
+from app.attendance import FOREVER, Attendance
+from app.domain.errors import (
+    InvalidRequest,
+    ModelUnavailable,
+    NotFound,
+    UnknownModel,
+    WorkerCrashed,
+)
+from app.domain.events import Failed, JobCancelled, NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
-from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest
+from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest, replay
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard
+from app.job_feed import JobFeed
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
 from app.scheduling.expectations import device_kind
 from app.scheduling.schedule import Estimate
-from app.store.image_files import ImageFiles, StoredImage
+from app.store.history import Wanted
+from app.store.pictures import StoredImage
 from app.workers.base import SlotInfo
+
+_MAX_STARTS = 20
+"""A job that was begun so often and never ended may be what ends the server."""
+
+_REMEMBERED = 2000
+"""Requests of earlier processes that are recognised when they are repeated."""
 
 
 class ImageService:
     """Submit, follow, wait, cancel; models, jobs and pictures.
 
     What you can rely on: a request that cannot be drawn is refused before a job exists, with an
-    `InvalidRequest` that names the field; a job that was given out reaches one of its ends.
+    `InvalidRequest` that names the field; a job that was given out is stored, and reaches one of its
+    ends, if need be in another life of the server.
     """
 
     def __init__(
@@ -41,7 +59,7 @@ class ImageService:
         aliases: Mapping[str, str],
         scheduler: GpuScheduler,
         board: JobBoard,
-        images: ImageFiles,
+        archive: Archive,
         presets: Presets,
     ) -> None:
         self._cards = cards
@@ -49,10 +67,12 @@ class ImageService:
         self._foreign = foreign_models
         self._scheduler = scheduler
         self._board = board
-        self._images = images
+        self.archive = archive
         self._presets = presets
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
+        self._one_by_one = asyncio.Lock()
+        self._feed = JobFeed(board)
         self._names = {name: card for card in cards.values() for name in (card.id, *card.aliases)}
         self._names |= {alias: self._names[name] for alias, name in aliases.items()}
 
@@ -111,7 +131,7 @@ class ImageService:
     def _device(self) -> str:
         return next((device_kind(slot.device) for slot in self._scheduler.slots()), "cpu")
 
-    def submit(
+    async def submit(
         self,
         given: Arguments,
         *,
@@ -119,19 +139,32 @@ class ImageService:
         door: str,
         family: str | None = None,
         grace: float = 0.0,
+        attempt: Attempt | None = None,
     ) -> Job:
-        """Take a job. When all who attend it have left, it goes on for `grace` seconds.
+        """Take a job; it is stored when this returns, and will be drawn whatever happens.
 
-        Raises InvalidRequest, QueueFull, ShuttingDown; then no job exists.
+        When all who attend it have left, it goes on for `grace` seconds.
+
+        Raises InvalidRequest, QueueFull, ShuttingDown, StoreUnavailable, StorageFull; then no job
+        goes on.
         """
         request = self.resolve(given, family)
-        self._scheduler.check_room()
-        job = self._board.open(request, owner=owner, door=door, terms=given.terms)
+        self.archive.check_room()
+        with self._scheduler.room():
+            job = await self._board.open(
+                request,
+                owner=owner,
+                door=door,
+                terms=given.terms,
+                grace=grace,
+                digest=attempt.digest if attempt else "",
+                key=attempt.key if attempt else None,
+            )
         self._attendance.grant(job.id, grace)
         self._scheduler.submit(job, self._cards[request.model])
         return job
 
-    def submit_once(
+    async def submit_once(
         self, attempt: Attempt, given: Arguments, *, door: str, grace: float = 0.0
     ) -> tuple[Job, bool]:
         """The job of the request that this one repeats, and True; or else a new job, and False.
@@ -139,15 +172,54 @@ class ImageService:
         A job that failed or was cancelled is not given again: a retry then draws anew.
         Raises what `submit` raises, and KeyReused.
         """
-        known = self._recent.find(attempt)
-        if known is not None:
-            with suppress(NotFound):  # forgotten meanwhile
-                job = self._board.get(known)
-                if job.status in ("queued", "running", "succeeded"):
-                    return job, True
-        job = self.submit(given, owner=attempt.owner, door=door, grace=grace)
+        if not attempt.is_retry and attempt.key is None:
+            return await self._submit_new(attempt, given, door, grace), False
+        async with self._one_by_one:  # the one that is repeated may still be on its way in
+            known = self._recent.find(attempt)
+            if known is not None:
+                with suppress(NotFound):  # forgotten meanwhile
+                    job = await self._board.get(known)
+                    if job.status in ("queued", "running", "succeeded"):
+                        return job, True
+            return await self._submit_new(attempt, given, door, grace), False
+
+    async def _submit_new(self, attempt: Attempt, given: Arguments, door: str, grace: float) -> Job:
+        job = await self.submit(given, owner=attempt.owner, door=door, grace=grace, attempt=attempt)
         self._recent.remember(attempt, job.id)
-        return job, False
+        return job
+
+    async def resume(self) -> None:
+        """Take up the jobs that an earlier process has left, and know again who asked for what.
+
+        One that was only for somebody who waited for it is cancelled: that connection is gone.
+        Raises StoreUnavailable.
+        """
+        await self._remember_requests()
+        for job in await self._board.unfinished():
+            card = self._cards.get(job.request.model)
+            if job.grace == 0.0:
+                self._board.publish(job.id, JobCancelled())
+            elif card is None:
+                gone = ModelUnavailable("The model of this job is not here any more.")
+                self._board.publish(job.id, Failed(gone.code, gone.message))
+            elif job.attempt >= _MAX_STARTS:
+                died = WorkerCrashed(f"The server ended {job.attempt} times over this job.")
+                self._board.publish(job.id, Failed(died.code, died.message))
+            else:
+                self._attendance.grant(job.id, job.grace)
+                self._scheduler.submit(job, card)
+                self.attend(job)
+                await self.leave(job)
+
+    async def _remember_requests(self) -> None:
+        now = time.time()
+        recent = Wanted(since=now - RecentRequests.SECONDS, door="openai")
+        page = await self.archive.list(recent, limit=_REMEMBERED)
+        for past in reversed(page.jobs):
+            job = past.job
+            if job.digest:
+                attempt = Attempt(job.owner, job.digest, key=job.key)
+                self._recent.remember(attempt, job.id, age=now - job.created)
 
     def attend(self, job: Job) -> None:
         """Somebody waits for the job; `leave` must follow."""
@@ -166,41 +238,54 @@ class ImageService:
         return request, self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
 
     def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
-        """Events of a job numbered above `after`, to the terminal one. Raises NotFound."""
-        self._board.get(job_id)
+        """Events of a job numbered above `after`, to the terminal one.
+
+        At its first step raises NotFound, StoreUnavailable; and ShuttingDown, when the server ends
+        before the job.
+        """
         return self._board.follow(job_id, after)
 
     async def wait(self, job_id: str) -> Job:
-        """The job, once it has ended. Raises NotFound."""
+        """The job, once it has ended. Raises what `follow` raises."""
         async for _ in self._board.follow(job_id):
             pass
-        return self._board.get(job_id)
+        return await self._board.get(job_id)
 
     async def cancel(self, job_id: str) -> Job:
         """End a job; one that has ended stays as it is. Raises NotFound."""
-        job = self._board.get(job_id)
+        job = await self._board.get(job_id)
         await self._scheduler.cancel(job_id)
-        return job
+        return job if job.ended else await self.wait(job_id)
 
-    def job(self, job_id: str) -> Job:
-        """Raises NotFound."""
-        return self._board.get(job_id)
+    async def job(self, job_id: str) -> Job:
+        """Raises NotFound, StoreUnavailable."""
+        return await self._board.get(job_id)
 
-    def jobs(self, *, words: str = "", limit: int = 50) -> list[Job]:
-        """Jobs of every door, newest first; with `words`, those whose prompt holds them all."""
-        wanted = words.casefold().split()
-        found = (
-            job
-            for job in self._board.jobs()
-            if all(word in job.request.prompt.casefold() for word in wanted)
-        )
-        return [job for job, _ in zip(found, range(limit), strict=False)]
+    def feed(self, owner: str) -> AsyncIterator[Job | tuple[Job, NumberedEvent]]:
+        """How an owner's unfinished jobs stand, and then every event of his; without end."""
+        return self._feed.follow(owner)
+
+    async def replay(self, job_id: str, *, owner: str, door: str) -> Job:
+        """Draw a job again, exactly as it was. Raises NotFound, and what `submit` raises."""
+        before = await self._board.with_inputs(job_id)
+        return await self.submit(replay(before.request), owner=owner, door=door, grace=FOREVER)
+
+    async def forget(self, job_id: str) -> None:
+        """Remove a job, its pictures and its events; one that goes on is cancelled first."""
+        await self.cancel(job_id)
+        await self.archive.forget(job_id)
+
+    async def forget_owner(self, owner: str) -> int:
+        """Remove all that is known of an owner; tell how many jobs that were."""
+        for job in self._board.going_on(owner):
+            await self.cancel(job.id)
+        return await self.archive.forget_owner(owner)
 
     # -- pictures and machines ---------------------------------------------------------------------
 
     async def image(self, image_id: str) -> StoredImage:
         """Raises NotFound."""
-        return await self._images.get(image_id)
+        return await self.archive.image(image_id)
 
     @property
     def ready(self) -> bool:

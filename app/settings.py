@@ -18,6 +18,7 @@ from pydantic_settings import (
 )
 
 from app.domain.model_card import ModelCard
+from app.store.history import Limits
 from app.workers.budget import Budget
 
 _PACKAGE = Path(__file__).parent
@@ -73,7 +74,17 @@ class Settings(BaseSettings):
     on_hang_up: str = Field(default="cancel", pattern=r"^(cancel|finish|grace:\d{1,5})$")
     json_heartbeat_after: float = Field(default=0.0, ge=0)
     quality: dict[str, PositiveFloat] = Field(default_factory=dict)
-    keep_jobs: PositiveInt = 1000
+    database: str = ""
+    database_sync: Literal["normal", "full"] = "normal"
+    pictures: str = ""
+    pictures_options: dict[str, str] = Field(default_factory=dict)
+    low_water: ByteSize = ByteSize(256_000_000)
+    link_seconds: PositiveFloat = 3600.0
+    history_seconds: float = Field(default=0.0, ge=0)
+    history_jobs: int = Field(default=0, ge=0)
+    history_bytes: ByteSize = ByteSize(0)
+    owner_jobs: int = Field(default=0, ge=0)
+    owner_bytes: ByteSize = ByteSize(0)
     image_memory: PositiveInt = 256 * 1024 * 1024
 
     @classmethod
@@ -96,6 +107,20 @@ class Settings(BaseSettings):
             max_models=self.max_models,
             pinned=self.pinned,
             model_ttl=self.model_ttl,
+        )
+
+    def database_url(self) -> str:
+        """Where jobs are kept: by default in a file of the data folder."""
+        return self.database or f"sqlite:///{self.data_dir / 'easel.db'}"
+
+    def history_limits(self) -> Limits:
+        """What is forgotten; zeros are without limit."""
+        return Limits(
+            seconds=self.history_seconds or None,
+            jobs=self.history_jobs or None,
+            bytes=self.history_bytes or None,
+            jobs_of_owner=self.owner_jobs or None,
+            bytes_of_owner=self.owner_bytes or None,
         )
 
     def device_names(self) -> tuple[str, ...]:

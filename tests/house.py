@@ -10,9 +10,8 @@ from pathlib import Path
 from app.domain.events import JobEvent, Progressed, Started
 from app.domain.job import Job
 from app.domain.request import Arguments, Priority, Terms
-from app.gpu_scheduler import GpuScheduler
+from app.gateway import Gateway
 from app.main import build
-from app.service import ImageService
 from app.settings import load_settings
 from app.workers.in_process import InProcessPool
 from app.workers.local import LocalPool
@@ -25,10 +24,11 @@ POOLS: dict[str, type[Pool]] = {"threads": InProcessPool, "processes": LocalPool
 class House:
     """What tests ask of it: submit, and see what happens."""
 
-    def __init__(self, service: ImageService, scheduler: GpuScheduler, pool: Pool) -> None:
-        self.service, self.scheduler, self.pool = service, scheduler, pool
+    def __init__(self, gateway: Gateway, pool: Pool) -> None:
+        self.gateway, self.pool = gateway, pool
+        self.service, self.scheduler = gateway.service, gateway.scheduler
 
-    def submit(
+    async def submit(
         self,
         model: str = "fake",
         *,
@@ -37,11 +37,19 @@ class House:
         owner: str = "tests",
         priority: Priority = "interactive",
         deadline: float | None = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+        grace: float = 0.0,
     ) -> Job:
         terms = Terms(priority=priority, deadline=deadline, timeout=timeout)
         given = Arguments(prompt="x", model=model, num_inference_steps=steps, n=n, terms=terms)
-        return self.service.submit(given, owner=owner, door="tests")
+        job = await self.service.submit(given, owner=owner, door="tests", grace=grace)
+        await anext(self.service.follow(job.id))  # it was told where it stands
+        return job
+
+    async def jobs(self) -> list[Job]:
+        """All jobs, newest first."""
+        ids = [past.job.id for past in (await self.service.archive.list(limit=1000)).jobs]
+        return [await self.service.job(job_id) for job_id in ids]
 
     async def events(self, job: Job) -> list[JobEvent]:
         return [numbered.event async for numbered in self.service.follow(job.id)]
@@ -79,12 +87,12 @@ async def house(folder: Path, pool: Pool, **given: object) -> AsyncIterator[Hous
             **given,
         }
     )
-    service, scheduler = build(settings, pool)
-    await scheduler.start()
+    gateway = build(settings, pool)
+    await gateway.start()
     try:
         async with asyncio.timeout(30):
-            while not scheduler.ready:
+            while not gateway.scheduler.ready:
                 await asyncio.sleep(0.01)
-        yield House(service, scheduler, pool)
+        yield House(gateway, pool)
     finally:
-        await scheduler.close()
+        await gateway.close()

@@ -1,17 +1,20 @@
 """Jobs and their events: numbered from 1 without gaps, replayed from any number, ended once.
 
 Promised: whoever follows a job, whenever they come, sees every event above their number once, in
-order, and then the end of the stream; the first end counts; old jobs go when newer ones have ended.
+order, and then the end of the stream, also in another process; the first end counts; nothing is seen
+before it is stored, unless the store fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from app.domain.errors import NotFound
+from app.domain.errors import NotFound, ShuttingDown
 from app.domain.events import (
     Failed,
     JobCancelled,
@@ -22,9 +25,13 @@ from app.domain.events import (
     Started,
     Succeeded,
 )
+from app.domain.job import Job
 from app.domain.model_card import Defaults, ModelCard
 from app.domain.request import Arguments
 from app.job_board import JobBoard
+from app.store.database import Database
+from app.store.errors import StorageFull, StoreUnavailable
+from app.store.jobs import JobStore, News
 
 CARD = ModelCard(id="m", family="fake", source="/", defaults=Defaults(sampler="euler"))
 REQUEST = CARD.resolve(Arguments(prompt="a fox"), draw_seed=lambda: 1)
@@ -39,13 +46,48 @@ class Clock:
         return self.now
 
 
-def board_keeping(keep: int) -> JobBoard:
-    ids = iter(f"job-{number:03}" for number in range(1000))
-    return JobBoard(keep=keep, clock=Clock(), new_id=lambda: next(ids))
+class Store(JobStore):
+    """A real one, that fails when it is told to and counts what it took in."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.failing: Exception | None = None
+        self.hold: asyncio.Event | None = None
+        self.stored: list[News] = []
+
+    async def append(self, news: Sequence[News]) -> list[bool]:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.failing is not None:
+            raise self.failing
+        counts = await super().append(news)
+        self.stored += news
+        return counts
 
 
-def open_job(board: JobBoard) -> str:
-    return board.open(REQUEST, owner="me", door="jobs").id
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with await Database.open(f"sqlite:///{tmp_path / 'easel.db'}") as database:
+        yield Store(database)
+
+
+@pytest.fixture
+async def board(store: Store) -> AsyncIterator[JobBoard]:
+    opened = make_board(store)
+    yield opened
+    store.failing, store.hold = None, None
+    await opened.close()
+
+
+_IDS = iter(f"job-{number:06}" for number in range(1_000_000))
+
+
+def make_board(store: Store) -> JobBoard:
+    return JobBoard(store, clock=Clock(), new_id=lambda: next(_IDS))
+
+
+async def open_job(board: JobBoard) -> str:
+    return (await board.open(REQUEST, owner="me", door="jobs")).id
 
 
 def step(number: int) -> JobEvent:
@@ -61,9 +103,8 @@ def numbers(events: list[NumberedEvent]) -> list[int]:
     return [event.number for event in events]
 
 
-async def test_events_are_numbered_from_one_without_gaps_and_stamped() -> None:
-    board = board_keeping(10)
-    job_id = open_job(board)
+async def test_events_are_numbered_from_one_without_gaps_and_stamped(board: JobBoard) -> None:
+    job_id = await open_job(board)
     sent: list[JobEvent] = [Queued(1, 2.0, "r"), Started("w", 1), step(1), step(2), Succeeded()]
     for event in sent:
         board.publish(job_id, event)
@@ -74,18 +115,18 @@ async def test_events_are_numbered_from_one_without_gaps_and_stamped() -> None:
 
 
 @pytest.mark.parametrize("after", [-5, 0, 1, 3, 4, 5, 99])
-async def test_a_follower_may_begin_after_any_number(after: int) -> None:
-    board = board_keeping(10)
-    job_id = open_job(board)
+async def test_a_follower_may_begin_after_any_number(board: JobBoard, after: int) -> None:
+    job_id = await open_job(board)
     for number in range(1, 5):
         board.publish(job_id, step(number))
     board.publish(job_id, Succeeded())
     assert numbers(await collect(board, job_id, after)) == list(range(max(0, after) + 1, 6))
 
 
-async def test_followers_that_come_early_late_and_in_between_all_see_the_same() -> None:
-    board = board_keeping(10)
-    job_id = open_job(board)
+async def test_followers_that_come_early_late_and_in_between_all_see_the_same(
+    board: JobBoard,
+) -> None:
+    job_id = await open_job(board)
     followers = [asyncio.create_task(collect(board, job_id))]
     for number in range(1, 60):
         followers.append(asyncio.create_task(collect(board, job_id)))
@@ -99,11 +140,10 @@ async def test_followers_that_come_early_late_and_in_between_all_see_the_same() 
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_no_order_of_turns_loses_or_doubles_an_event(seed: int) -> None:
+async def test_no_order_of_turns_loses_or_doubles_an_event(board: JobBoard, seed: int) -> None:
     """Followers that are slow, in bursts or resume half-way, against a publisher in bursts."""
     dice = random.Random(seed)
-    board = board_keeping(10)
-    job_id = open_job(board)
+    job_id = await open_job(board)
 
     async def slow_follower(after: int) -> list[int]:
         seen: list[int] = []
@@ -132,9 +172,8 @@ async def test_no_order_of_turns_loses_or_doubles_an_event(seed: int) -> None:
     assert seen == [list(range(start, 81)) for start in starts]
 
 
-async def test_a_follower_waits_for_news_and_gets_them_at_once() -> None:
-    board = board_keeping(10)
-    job_id = open_job(board)
+async def test_a_follower_waits_for_news_and_gets_them_at_once(board: JobBoard) -> None:
+    job_id = await open_job(board)
     follower = board.follow(job_id)
     board.publish(job_id, step(1))
     assert (await anext(follower)).number == 1
@@ -149,33 +188,30 @@ async def test_a_follower_waits_for_news_and_gets_them_at_once() -> None:
 @pytest.mark.parametrize("first", [Succeeded(), Failed("out_of_memory", "No."), JobCancelled()])
 @pytest.mark.parametrize("second", [Succeeded(), Failed("internal_error", "?"), JobCancelled()])
 async def test_the_first_end_counts_and_nothing_follows_it(
-    first: JobEvent, second: JobEvent
+    board: JobBoard, first: JobEvent, second: JobEvent
 ) -> None:
-    board = board_keeping(10)
-    job_id = open_job(board)
+    job_id = await open_job(board)
     board.publish(job_id, first)
-    status, changed = board.get(job_id).status, board.get(job_id).changed
     board.publish(job_id, second)
     board.publish(job_id, step(1))
     assert [event.event for event in await collect(board, job_id)] == [first]
-    assert (board.get(job_id).status, board.get(job_id).changed) == (status, changed)
+    job = await board.get(job_id)
+    assert (job.ended, job.last_event, job.changed) == (True, 1, 1002.0)
 
 
-async def test_an_event_changes_the_job_before_followers_see_it() -> None:
-    board = board_keeping(10)
-    job_id = open_job(board)
+async def test_an_event_changes_the_job_before_followers_see_it(board: JobBoard) -> None:
+    job_id = await open_job(board)
     board.publish(job_id, Started("w", 1))
     async for numbered in board.follow(job_id):
         if isinstance(numbered.event, Succeeded):
-            assert board.get(job_id).ended
+            assert (await board.get(job_id)).ended
         else:
-            assert board.get(job_id).status == "running"
+            assert (await board.get(job_id)).status == "running"
             board.publish(job_id, Succeeded())
 
 
-async def test_jobs_do_not_hear_of_each_other() -> None:
-    board = board_keeping(10)
-    one, two = open_job(board), open_job(board)
+async def test_jobs_do_not_hear_of_each_other(board: JobBoard) -> None:
+    one, two = await open_job(board), await open_job(board)
     board.publish(one, Succeeded())
     board.publish(two, step(1))
     board.publish(two, Succeeded())
@@ -183,56 +219,181 @@ async def test_jobs_do_not_hear_of_each_other() -> None:
     assert numbers(await collect(board, two)) == [1, 2]
 
 
-def test_jobs_are_listed_newest_first() -> None:
-    board = board_keeping(10)
-    ids = [open_job(board) for _ in range(3)]
-    assert [job.id for job in board.jobs()] == ids[::-1]
-    assert board.get(ids[0]).owner == "me"
-
-
-def test_an_ended_job_is_kept_until_enough_newer_ones_have_ended() -> None:
-    board = board_keeping(2)
-    ids = [open_job(board) for _ in range(4)]
-    for job_id in ids[1:]:
-        board.publish(job_id, Succeeded())
-    assert [job.id for job in board.jobs()] == [ids[3], ids[2], ids[0]]  # the first still waits
-    board.publish(ids[0], Succeeded())
-    assert [job.id for job in board.jobs()] == [ids[3], ids[0]]
-
-
-async def test_a_follower_reads_to_the_end_though_the_job_is_dropped_meanwhile() -> None:
-    board = board_keeping(1)
-    job_id = open_job(board)
-    board.publish(job_id, step(1))
-    follower = board.follow(job_id)
-    assert (await anext(follower)).number == 1
-    board.publish(job_id, Succeeded())
-    board.publish(open_job(board), Succeeded())
-    with pytest.raises(NotFound):
-        board.get(job_id)
-    assert [event.number async for event in follower] == [2]
-
-
-async def test_what_is_not_there_is_not_found() -> None:
-    board = board_keeping(1)
+async def test_what_is_not_there_is_not_found(board: JobBoard) -> None:
     with pytest.raises(NotFound) as caught:
-        board.get("nobody")
+        await board.get("nobody")
     assert (caught.value.code, caught.value.param) == ("not_found", "id")
     with pytest.raises(NotFound):
         await collect(board, "nobody")
     board.publish("nobody", Succeeded())  # events of a job that is gone are dropped
 
 
-async def test_previews_are_forgotten_when_newer_jobs_have_ended() -> None:
-    board = board_keeping(100)
-    first = open_job(board)
+async def test_previews_are_forgotten_when_newer_jobs_have_ended(board: JobBoard) -> None:
+    async def end_one() -> None:
+        job_id = await open_job(board)
+        board.publish(job_id, Succeeded())
+        await collect(board, job_id)
+
+    first = await open_job(board)
     board.publish(first, Progressed("generating", 50, 0.5, 1.0, "", 1, 2, preview=b"picture"))
     board.publish(first, Succeeded())
-    for _ in range(15):
-        board.publish(open_job(board), Succeeded())
     kept = [numbered.event for numbered in await collect(board, first)]
-    board.publish(open_job(board), Succeeded())
+    for _ in range(16):
+        await end_one()
     bare = [numbered.event for numbered in await collect(board, first)]
     assert [getattr(event, "preview", None) for event in kept] == [b"picture", None]
     assert [getattr(event, "preview", None) for event in bare] == [None, None]
-    assert len(bare) == 2
+    for _ in range(60):  # out of memory by now, but not out of the store
+        await end_one()
+    assert [one.event for one in await collect(board, first)] == bare
+    assert (await board.get(first)).status == "succeeded"
+
+
+# -- storing ---------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_stored_before_it_is_given_out(board: JobBoard, store: Store) -> None:
+    job_id = await open_job(board)
+    assert (await store.get(job_id)).status == "queued"
+
+
+async def test_nothing_is_seen_before_it_is_stored(board: JobBoard, store: Store) -> None:
+    job_id = await open_job(board)
+    store.hold = asyncio.Event()
+    board.publish(job_id, Started("w", 1))
+    board.publish(job_id, Succeeded())
+    coming = asyncio.ensure_future(collect(board, job_id))
+    await asyncio.sleep(0.05)
+    assert not coming.done()
+    assert (await board.get(job_id)).status == "queued"
+    store.hold.set()
+    assert numbers(await coming) == [1, 2]
+    assert [news.event for news in store.stored] == await collect(board, job_id)
+    assert (await board.get(job_id)).status == "succeeded"
+
+
+@pytest.mark.parametrize("failing", [StoreUnavailable("no"), StorageFull("full")])
+async def test_who_waits_gets_an_answer_though_the_store_fails_and_it_is_stored_later(
+    board: JobBoard, store: Store, failing: Exception
+) -> None:
+    job_id = await open_job(board)
+    store.failing = failing
+    board.publish(job_id, Started("w", 1))
+    seen = [step(number) for number in range(1, 4)]
+    for event in seen:
+        board.publish(job_id, event)
+    board.publish(job_id, Succeeded())
+    assert numbers(await collect(board, job_id)) == [1, 2, 3, 4, 5]
+    assert (await store.get(job_id)).status == "queued"
+    store.failing = None
+    async with asyncio.timeout(10):
+        while (await store.get(job_id)).status != "succeeded":
+            await asyncio.sleep(0.02)
+    assert await store.events(job_id) == await collect(board, job_id)
+
+
+async def test_a_store_that_hangs_does_not_hold_those_who_wait_for_long(
+    board: JobBoard, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.job_board._PATIENCE", 0.1)
+    job_id = await open_job(board)
+    store.hold = asyncio.Event()
+    board.publish(job_id, Succeeded())
+    assert numbers(await collect(board, job_id)) == [1]
+
+
+async def test_a_mistake_in_the_store_holds_nobody(board: JobBoard, store: Store) -> None:
+    job_id = await open_job(board)
+    store.failing = ZeroDivisionError()
+    board.publish(job_id, Succeeded())
+    assert numbers(await collect(board, job_id)) == [1]
+
+
+async def test_the_end_stores_what_could_not_be_stored_before(
+    board: JobBoard, store: Store
+) -> None:
+    job_id = await open_job(board)
+    store.failing = StoreUnavailable("no")
+    board.publish(job_id, Succeeded())
+    await collect(board, job_id)
+    store.failing = None
+    await board.close()
+    assert (await store.get(job_id)).status == "succeeded"
+
+
+# -- another process -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", range(8))
+async def test_another_process_goes_on_with_the_numbers(
+    board: JobBoard, store: Store, after: int
+) -> None:
+    job_id = await open_job(board)
+    for event in (Queued(1, 1.0, "r"), Started("w", 1), step(1)):
+        board.publish(job_id, event)
+    await board.close()
+
+    second = make_board(store)
+    (job,) = await second.unfinished()
+    assert (job.id, job.attempt, job.last_event) == (job_id, 1, 3)
+    for event in (Started("w", 2), step(1), step(2), Succeeded()):
+        second.publish(job_id, event)
+    seen = await collect(second, job_id, after)
+    assert numbers(seen) == list(range(after + 1, 8))
+    await second.close()
+    assert await collect(make_board(store), job_id, after) == seen  # and one that only reads
+
+
+async def test_events_of_a_replaced_attempt_are_not_stored(board: JobBoard, store: Store) -> None:
+    job_id = await open_job(board)
+    board.publish(job_id, Started("w", 1))
+    await board.close()
+    late, second = board, make_board(store)
+    await second.unfinished()
+    second.publish(job_id, Started("w", 2))
+    await second.close()
+    late.publish(job_id, Succeeded())
+    await late.close()
+    assert (await store.get(job_id)).status == "running"
+
+
+async def test_followers_are_let_go_when_the_process_ends_before_the_job(board: JobBoard) -> None:
+    job_id = await open_job(board)
+    board.publish(job_id, Started("w", 1))
+    seen = []
+
+    async def follow() -> None:
+        async for numbered in board.follow(job_id):
+            seen.append(numbered.number)
+
+    following = asyncio.create_task(follow())
+    await asyncio.sleep(0.05)
+    await board.close()
+    with pytest.raises(ShuttingDown):
+        await following
+    assert seen == [1]
+
+
+async def test_a_forgotten_job_lets_its_followers_go(board: JobBoard) -> None:
+    job_id = await open_job(board)
+    board.publish(job_id, Started("w", 1))
+    following = asyncio.create_task(collect(board, job_id))
+    await asyncio.sleep(0.05)
+    board.forget_owner("me")
+    assert numbers(await following) == [1]
+    assert board.going_on() == []
+
+
+async def test_who_looks_on_hears_everything_and_holds_nobody_up(board: JobBoard) -> None:
+    heard: list[tuple[str, int, str]] = []
+
+    def observer(job: Job, numbered: NumberedEvent) -> None:
+        heard.append((job.id, numbered.number, job.status))
+        raise ZeroDivisionError
+
+    board.observe(observer)
+    job_id = await open_job(board)
+    for event in (Started("w", 1), Succeeded()):
+        board.publish(job_id, event)
+    await collect(board, job_id)
+    assert heard == [(job_id, 1, "running"), (job_id, 2, "succeeded")]

@@ -7,12 +7,10 @@ a restart, and a damaged file costs estimates only.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
+import msgspec
 import pytest
 
 from app.domain.events import Phase
@@ -54,8 +52,8 @@ def expect(
     return times.expect(request, device, loaded=loaded)
 
 
-def taught(request: GenerationRequest | None = None, file: Path | None = None) -> PhaseTimes:
-    times = PhaseTimes(file)
+def taught(request: GenerationRequest | None = None) -> PhaseTimes:
+    times = PhaseTimes()
     times.learn(request or wish(), "cpu", MEASURED, loaded=False)
     return times
 
@@ -194,70 +192,25 @@ def test_a_machine_that_became_faster_is_believed_after_a_dozen_runs() -> None:
     assert expect(times, wish())["generating"] == pytest.approx(2.0, rel=0.05)
 
 
-def test_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "down" / "times.json"
-    taught(file=file).save()
-    assert expect(PhaseTimes(file), wish()) == MEASURED
-    assert [path.name for path in file.parent.iterdir()] == ["times.json"]
+def test_what_was_learnt_can_be_kept() -> None:
+    times = taught()
+    kept = times.unsaved()
+    assert expect(PhaseTimes(kept), wish()) == MEASURED
+    assert {one.phase for one in kept} == set(MEASURED)
+    times.saved(kept)
+    assert times.unsaved() == []
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"",
-        b"{",
-        b"null",
-        b"\xff\xfe\x00",
-        b'[{"key": {}, "seconds": 1}]',
-        b'[{"key": 1, "seconds": "x"}]',
-        b'{"a": 1}',
-    ],
-)
-def test_a_damaged_file_costs_estimates_and_nothing_else(tmp_path: Path, damage: bytes) -> None:
-    file = tmp_path / "times.json"
-    file.write_bytes(damage)
-    times = PhaseTimes(file)
-    assert expect(times, wish()) == expect(PhaseTimes(), wish())
-    times.learn(wish(), "cpu", MEASURED, loaded=False)
-    times.save()
-    assert expect(PhaseTimes(file), wish()) == MEASURED
+def test_what_was_learnt_while_it_was_kept_is_still_to_be_kept() -> None:
+    times = taught()
+    kept = times.unsaved()
+    times.learn(wish(), "cpu", {"generating": 3.0}, loaded=True)
+    times.saved(kept)
+    (left,) = times.unsaved()
+    assert (left.phase, left.samples[-1]) == ("generating", 3.0)
 
 
-def test_half_a_file_is_damage_too(tmp_path: Path) -> None:
-    file = tmp_path / "times.json"
-    taught(file=file).save()
-    file.write_bytes(file.read_bytes()[:-20])
-    assert expect(PhaseTimes(file), wish()) == expect(PhaseTimes(), wish())
-
-
-def test_a_save_that_fails_leaves_the_old_file_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "times.json"
-    times = taught(file=file)
-    times.save()
-    before = file.read_bytes()
-    times.learn(wish(512), "cpu", MEASURED, loaded=False)
-
-    def half(path: Path, data: bytes) -> int:
-        with path.open("wb") as target:
-            target.write(data[: len(data) // 2])
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", half)
-        with contextlib.suppress(OSError):
-            times.save()
-    assert file.read_bytes() == before
-    times.save()
-    assert PhaseTimes(file).knows(wish(512), "cpu")
-
-
-def test_nothing_new_is_not_written(tmp_path: Path) -> None:
-    file = tmp_path / "times.json"
-    times = taught(file=file)
-    times.save()
-    os.utime(file, (0, 0))
-    times.save()
-    PhaseTimes(file).save()
-    assert file.stat().st_mtime == 0
+def test_what_cannot_be_a_time_is_not_taken_in() -> None:
+    (one, *_) = taught().unsaved()
+    damaged = msgspec.structs.replace(one, samples=[math.nan, math.inf])
+    assert expect(PhaseTimes([damaged]), wish()) == expect(PhaseTimes(), wish())

@@ -39,7 +39,7 @@ def progress(events: list[JobEvent]) -> list[Progressed]:
 
 
 async def test_a_job_goes_from_queue_to_picture(drawn: House) -> None:
-    job = drawn.submit(n=2)
+    job = await drawn.submit(n=2)
     events = await drawn.events(job)
 
     assert isinstance(events[0], Queued)
@@ -53,8 +53,8 @@ async def test_a_job_goes_from_queue_to_picture(drawn: House) -> None:
 
 
 async def test_time_left_never_grows_and_the_share_done_never_shrinks(drawn: House) -> None:
-    blocker = drawn.submit("lab/slow")
-    told = await drawn.events(drawn.submit("fake", steps=30))
+    blocker = await drawn.submit("lab/slow")
+    told = await drawn.events(await drawn.submit("fake", steps=30))
     await drawn.service.wait(blocker.id)
 
     etas = [e.eta_seconds for e in told if isinstance(e, Queued | Progressed)]
@@ -67,8 +67,8 @@ async def test_time_left_never_grows_and_the_share_done_never_shrinks(drawn: Hou
 
 async def test_what_was_measured_makes_the_next_forecast_true(drawn: House) -> None:
     for _ in range(6):
-        await drawn.service.wait(drawn.submit("lab/slow").id)
-    job = drawn.submit("lab/slow")
+        await drawn.service.wait((await drawn.submit("lab/slow")).id)
+    job = await drawn.submit("lab/slow")
     first = next(iter(await drawn.events(job)))
     took = job.changed - job.created
 
@@ -77,7 +77,7 @@ async def test_what_was_measured_makes_the_next_forecast_true(drawn: House) -> N
 
 
 async def test_waiting_jobs_know_their_place_and_move_up(drawn: House) -> None:
-    jobs = [drawn.submit(steps=20) for _ in range(3)]
+    jobs = await asyncio.gather(*(drawn.submit(steps=20) for _ in range(3)))
     told = [await drawn.events(job) for job in jobs]
 
     positions = [[e.position for e in events if isinstance(e, Queued)] for events in told]
@@ -88,13 +88,13 @@ async def test_waiting_jobs_know_their_place_and_move_up(drawn: House) -> None:
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(drawn: House) -> None:
-    running = drawn.submit("lab/slow", steps=100)
+    running = await drawn.submit("lab/slow", steps=100)
     await drawn.until(running, lambda event: isinstance(event, Started))
-    waiting = [drawn.submit() for _ in range(3)]
+    waiting = await asyncio.gather(*(drawn.submit() for _ in range(3)))
     with pytest.raises(QueueFull) as raised:
-        drawn.submit()
+        await drawn.submit()
     assert 1 <= raised.value.retry_after <= 59
-    assert len(drawn.service.jobs()) == 4  # the refused one left no trace
+    assert len(await drawn.jobs()) == 4  # the refused one left no trace
 
     await drawn.service.cancel(running.id)
     for job in waiting:
@@ -102,8 +102,8 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(drawn: House) -> 
 
 
 async def test_a_cancelled_job_in_the_queue_leaves_it_at_once(drawn: House) -> None:
-    running = drawn.submit("lab/slow")
-    waiting = drawn.submit()
+    running = await drawn.submit("lab/slow")
+    waiting = await drawn.submit()
     await drawn.service.cancel(waiting.id)
     assert waiting.status == "cancelled"
     assert waiting.attempt == 0
@@ -111,9 +111,9 @@ async def test_a_cancelled_job_in_the_queue_leaves_it_at_once(drawn: House) -> N
 
 
 async def test_a_cancelled_job_frees_its_worker_for_the_next(drawn: House) -> None:
-    running = drawn.submit("lab/slow", steps=900)
+    running = await drawn.submit("lab/slow", steps=900)
     await drawn.until(running, lambda event: isinstance(event, Progressed) and event.step == 2)
-    after = drawn.submit()
+    after = await drawn.submit()
     await drawn.service.cancel(running.id)
     async with asyncio.timeout(5):
         assert (await drawn.service.wait(after.id)).status == "succeeded"
@@ -122,9 +122,9 @@ async def test_a_cancelled_job_frees_its_worker_for_the_next(drawn: House) -> No
 
 async def test_a_job_that_takes_too_long_fails_as_timed_out(tmp_path: Path) -> None:
     async with house(tmp_path, InProcessPool(("fake",)), generation_timeout=0.3) as built:
-        job = await built.service.wait(built.submit("lab/slow", steps=900).id)
+        job = await built.service.wait((await built.submit("lab/slow", steps=900)).id)
         assert (job.status, job.error_code) == ("failed", "generation_timeout")
-        assert (await built.service.wait(built.submit().id)).status == "succeeded"
+        assert (await built.service.wait((await built.submit()).id)).status == "succeeded"
 
 
 @pytest.mark.parametrize(("aging", "first"), [(60.0, "fake"), (0.0, "lab/slow")])
@@ -133,9 +133,9 @@ async def test_held_models_go_first_until_the_oldest_has_waited_enough(
 ) -> None:
     pool = InProcessPool(("fake",), budget=Budget(max_models=1))
     async with house(tmp_path, pool, aging_seconds=aging) as built:
-        running = built.submit("fake", steps=30)
+        running = await built.submit("fake", steps=30)
         await built.until(running, lambda event: isinstance(event, Progressed) and event.step == 1)
-        older, younger = built.submit("lab/slow", steps=1), built.submit("fake")
+        older, younger = await built.submit("lab/slow", steps=1), await built.submit("fake")
         await asyncio.gather(*(built.service.wait(job.id) for job in (older, younger)))
         ended = sorted((older, younger), key=lambda job: job.changed)
         assert ended[0].request.model == first
@@ -143,7 +143,7 @@ async def test_held_models_go_first_until_the_oldest_has_waited_enough(
 
 async def test_a_job_whose_worker_is_killed_is_drawn_again(tmp_path: Path) -> None:
     async with house(tmp_path, LocalPool(("fake",))) as built:
-        job = built.submit(steps=50)
+        job = await built.submit(steps=50)
         await kill_at_step(built, job, 10)
         events = await built.events(job)
 
@@ -158,27 +158,27 @@ async def test_a_job_that_kills_its_worker_twice_fails_and_the_next_is_drawn(
     tmp_path: Path,
 ) -> None:
     async with house(tmp_path, LocalPool(("fake",))) as built:
-        job = built.submit(steps=50)
+        job = await built.submit(steps=50)
         await kill_at_step(built, job, 3)
         await kill_at_step(built, job, 3, attempt=2)
         assert (await built.service.wait(job.id)).error_code == "worker_crashed"
         events = await built.events(job)
         assert [e.code for e in events if isinstance(e, Failed)] == ["worker_crashed"]
-        assert (await built.service.wait(built.submit().id)).status == "succeeded"
+        assert (await built.service.wait((await built.submit()).id)).status == "succeeded"
 
 
 async def test_shutting_down_ends_every_job_and_takes_no_more(drawn: House) -> None:
-    running, waiting = drawn.submit("lab/slow", steps=900), drawn.submit()
-    await drawn.scheduler.close()
+    running, waiting = await drawn.submit("lab/slow", steps=900), await drawn.submit()
+    await drawn.gateway.end_jobs()
     assert {running.error_code, waiting.error_code} == {"server_draining"}
     with pytest.raises(ShuttingDown):
-        drawn.submit()
+        await drawn.submit()
 
 
 async def test_running_jobs_may_finish_before_the_end(drawn: House) -> None:
-    running = drawn.submit(steps=20)
+    running = await drawn.submit(steps=20)
     await drawn.until(running, lambda event: isinstance(event, Started))
-    await drawn.scheduler.close(drain_s=10)
+    await drawn.gateway.end_jobs(drain_s=10)
     assert running.status == "succeeded"
 
 

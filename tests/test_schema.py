@@ -47,6 +47,7 @@ limits = { max_side = 128, max_steps = 20 }
 
 _BODY = {400, 413, 415, 500}
 _SUBMITS = _BODY | {404, 429, 503}
+_STORED = {200, 500, 503}
 _WAITS = _SUBMITS | {200, 422, 504}
 
 _OPENAI: dict[tuple[str, str], set[int]] = {
@@ -75,11 +76,21 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     ("GET", "/sdapi/v1/progress"): {200, 400, 500},
     ("POST", "/sdapi/v1/interrupt"): {200, 500},
     ("POST", "/jobs"): _SUBMITS | {202},
-    ("GET", "/jobs"): {200, 400, 500},
-    ("GET", "/jobs/{job_id}"): {200, 404, 500},
-    ("DELETE", "/jobs/{job_id}"): {200, 404, 500},
-    ("GET", "/jobs/{job_id}/events"): {200, 400, 404, 500},
-    ("GET", "/images/{image_id}"): {200, 404, 500},
+    ("POST", "/jobs/{job_id}/replay"): _SUBMITS | {202},
+    ("GET", "/jobs"): _STORED | {400},
+    ("DELETE", "/jobs"): _STORED | {400},
+    ("GET", "/jobs/{job_id}"): _STORED | {404},
+    ("DELETE", "/jobs/{job_id}"): _STORED | {400, 404},
+    ("PUT", "/jobs/{job_id}/tags/{tag}"): _STORED | {400, 404},
+    ("DELETE", "/jobs/{job_id}/tags/{tag}"): _STORED | {400, 404},
+    ("GET", "/jobs/{job_id}/events"): _STORED | {400, 404},
+    ("GET", "/jobs/events"): {200, 500},
+    ("GET", "/images/{image_id}"): _STORED | {400, 404},
+    ("DELETE", "/images/{image_id}"): _STORED | {404},
+    ("GET", "/images/{image_id}/thumbnail"): _STORED | {404},
+    ("PUT", "/images/{image_id}/favourite"): _STORED | {404},
+    ("DELETE", "/images/{image_id}/favourite"): _STORED | {404},
+    ("GET", "/stats"): _STORED | {400},
     ("POST", "/estimate"): _BODY | {200, 404},
     ("GET", "/health"): {200, 500},
     ("GET", "/ready"): {200, 500, 503},
@@ -89,7 +100,7 @@ STATUSES: dict[tuple[str, str], set[int]] = {
 
 def _document() -> dict[str, Any]:
     given = load_settings(models_dir=CARDS, default_model="fake", preload=(), devices=("fake",))
-    document: dict[str, Any] = create_app(given, *build(given)).openapi_schema.to_schema()
+    document: dict[str, Any] = create_app(given, build(given)).openapi_schema.to_schema()
     document["paths"] = dict(sorted(document["paths"].items()))  # they come in any order
     return document
 
@@ -161,7 +172,8 @@ def known(quick_gateway: Gateway) -> dict[str, str]:
     """What addresses can name: without these, every odd one would be not found."""
     with quick_gateway.client() as client:
         job = client.post("/generate", json={"prompt": "a red circle"}).json()
-    return {"job_id": job["job_id"], "image_id": job["images"][0]["id"], "model_id": "fake"}
+    image_id = job["images"][0]["id"]
+    return {"job_id": job["job_id"], "image_id": image_id, "model_id": "fake", "tag": "fox"}
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +246,7 @@ def _tame(body: dict[str, Any], pictures: dict[str, Any]) -> None:
             body[name] = pictures[name]
 
 
-@SCHEMA.parametrize()
+@SCHEMA.exclude(path="/jobs/events").parametrize()  # which has no end
 @settings(
     max_examples=EXAMPLES,
     derandomize=True,

@@ -441,7 +441,9 @@ async def test_only_the_writer_writes_on_sqlite(tmp_path: Path) -> None:
 
 async def test_measured_times_come_back_newest_last(database: Database) -> None:
     timings = Timings(database)
-    some = [Timing("sketch", 64, 64, steps, "cpu", "generating", [0.5, steps]) for steps in (1, 2)]
+    some = [
+        Timing("sketch", 64, 64, steps, "cpu", "generating", "", [0.5, steps]) for steps in (1, 2)
+    ]
     await timings.save(some)
     await timings.save([])
     newer = msgspec.structs.replace(some[0], samples=[1.5])
@@ -451,7 +453,9 @@ async def test_measured_times_come_back_newest_last(database: Database) -> None:
 
 async def test_only_so_many_kinds_of_work_are_remembered(database: Database) -> None:
     timings = Timings(database)
-    many = [Timing("sketch", 64, 64, steps, "cpu", "generating", [1.0]) for steps in range(5003)]
+    many = [
+        Timing("sketch", 64, 64, steps, "cpu", "generating", "", [1.0]) for steps in range(5003)
+    ]
     await timings.save(many[:3000])
     await timings.save(many[3000:])
     assert await timings.load() == many[3:]

@@ -19,6 +19,7 @@ from litestar.types import ExceptionHandlersMap, Message, Receive, Scope, Send
 from ulid import ULID
 
 from app.domain import errors
+from app.domain.events import Expired, Failed, JobCancelled, NumberedEvent
 from app.domain.job import Job
 from app.service import ImageService
 
@@ -214,12 +215,32 @@ async def wait_for(
             raise ClientLeft
         if not ended.done():
             return False
+        ended.result()
     finally:
         await _end(ended, left)
         await service.leave(job)
     if (error := error_of(job)) is not None:
         raise error
     return True
+
+
+async def events_of(service: ImageService, job: Job) -> AsyncIterator[NumberedEvent]:
+    """All events of a job, to one that is terminal: a failure, when the server ends before the job."""
+    number, now = 0, job.created
+    try:
+        async for numbered in service.follow(job.id):
+            number, now = numbered.number, numbered.timestamp
+            yield numbered
+    except errors.Unavailable as error:
+        yield NumberedEvent(number + 1, now, Failed(error.code, error.message))
+
+
+def error_in(event: Failed | Expired | JobCancelled) -> errors.EaselError:
+    """What a job ended with that did not end well."""
+    if isinstance(event, JobCancelled):
+        return errors.Cancelled("The job was cancelled.")
+    param = event.param if isinstance(event, Failed) else None
+    return errors.error_from(event.code, event.message, param)
 
 
 def error_of(job: Job) -> errors.EaselError | None:

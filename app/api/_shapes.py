@@ -109,11 +109,15 @@ class JobError(msgspec.Struct):
 
 
 class JobShown(msgspec.Struct):
-    """A job of any door. `images` are ids that `/images/{image_id}` serves."""
+    """A job of any door. `images` are ids that `/images/{image_id}` serves.
+
+    A new job has no tags yet, and pictures neither marked nor without a place.
+    """
 
     id: str
     status: Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
     door: str
+    owner: str
     created: float
     model: str
     prompt: str
@@ -136,10 +140,63 @@ class JobShown(msgspec.Struct):
     priority: Literal["interactive", "background"]
     deadline: float | None
     error: JobError | None
+    tags: list[str] = []
+    favourites: list[str] = []
+    not_stored: list[str] = []
 
 
 class JobList(msgspec.Struct):
+    """`cursor` asks for the next page; it is null at the end."""
+
     jobs: list[JobShown]
+    cursor: str | None
+
+
+class Forgotten(msgspec.Struct):
+    """How many jobs were removed."""
+
+    forgotten: int
+
+
+class SpreadShown(msgspec.Struct):
+    """Of `n` numbers of seconds."""
+
+    n: int
+    min: float
+    mean: float
+    p50: float
+    p95: float
+    max: float
+
+
+class GenerationShown(msgspec.Struct):
+    """Seconds from the start of the last attempt to the end, of jobs that succeeded."""
+
+    model: str
+    size: str
+    seconds: SpreadShown
+
+
+class DayShown(msgspec.Struct):
+    """Jobs that an owner submitted on a day (UTC), by how they ended."""
+
+    day: str
+    owner: str
+    jobs: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+
+
+class StatisticsShown(msgspec.Struct):
+    """`success_rate` is of the jobs that succeeded, failed or expired; `waits` are seconds queued."""
+
+    generation: list[GenerationShown]
+    statuses: dict[str, int]
+    success_rate: float | None
+    waits: SpreadShown | None
+    days: list[DayShown]
 
 
 class Estimate(msgspec.Struct):

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from pydantic import Field
 
 from app.api._fields import PictureFields
-from app.api._http import DoorSettings, require_json, wait_for
+from app.api._http import DoorSettings, events_of, require_json, wait_for
 from app.api._owner import owner_of
 from app.api._pictures import from_base64, to_base64, upright_size, without_alpha
 from app.api._schema import BODY, WAITS, answers
@@ -34,19 +34,16 @@ from app.api._shapes import (
     WebUiSampler,
     WebUiScheduler,
 )
-from app.domain import samplers
+from app.domain import picture_facts, samplers
 from app.domain.errors import InvalidRequest
 from app.domain.events import Progressed
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
-from app.domain.request import Arguments, GenerationRequest
+from app.domain.request import Arguments
 from app.service import ImageService
 
 _PREVIEWS = 3
 """Unfinished pictures of each image, for `current_image`."""
-
-_WORDS = {"dpmpp": "DPM++"} | {w.lower(): w for w in ("Euler", "Heun", "Karras", "UniPC", "a")}
-"""How A1111 writes what the names of samplers are made of; the rest it writes in capitals."""
 
 AnyRequest = Request[Any, Any, Any]
 Json = dict[str, Any]
@@ -87,7 +84,7 @@ class Console:
 
     async def draw(self, request: AnyRequest, data: TextBody, owner: str) -> Json:
         """Submit, wait and answer. Raises what `submit` and `wait_for` raise."""
-        job = self.service.submit(data.arguments_at(self), owner=owner, door="a1111")
+        job = await self.service.submit(data.arguments_at(self), owner=owner, door="a1111")
         seat = Seat(caller_of(request), job)
         self._seats.append(seat)
         watching = asyncio.create_task(self._watch(seat))
@@ -100,7 +97,7 @@ class Console:
         return await _answer(job, data, self.service)
 
     async def _watch(self, seat: Seat) -> None:
-        async for numbered in self.service.follow(seat.job.id):
+        async for numbered in events_of(self.service, seat.job):
             if isinstance(event := numbered.event, Progressed):
                 seat.step = event.step or seat.step
                 seat.preview = event.preview or seat.preview
@@ -193,7 +190,7 @@ async def sd_models(console: AtConsole) -> list[dict[str, str | None]]:
 async def list_samplers(console: AtConsole) -> list[Json]:
     """Those of the chosen checkpoint."""
     known = console.checkpoint.samplers
-    return [{"name": _spelled(name), "aliases": [name], "options": {}} for name in known]
+    return [{"name": samplers.spelled(name), "aliases": [name], "options": {}} for name in known]
 
 
 @get("/schedulers", **answers(list[WebUiScheduler]))
@@ -269,7 +266,7 @@ async def _answer(job: Job, data: TextBody, service: ImageService) -> Json:
         "cfg_scale": drawn.guidance_scale,
         "width": drawn.width,
         "height": drawn.height,
-        "sampler_name": _spelled(drawn.sampler),
+        "sampler_name": samplers.spelled(drawn.sampler),
         "denoising_strength": None if drawn.task == "text2image" else drawn.strength,
         "batch_size": data.batch_size or 1,
         "n_iter": data.n_iter or 1,
@@ -279,24 +276,13 @@ async def _answer(job: Job, data: TextBody, service: ImageService) -> Json:
         "all_negative_prompts": [drawn.negative_prompt] * len(images),
         "all_seeds": [image.seed for image in images],
         "sd_model_name": drawn.model,
-        "infotexts": [_infotext(drawn, image.seed) for image in images],
+        "infotexts": [picture_facts.parameters(drawn, image.seed) for image in images],
     }
     return {
         "images": [to_base64((await service.image(image.image_id)).data) for image in images],
         "parameters": told | {"override_settings": {"sd_model_checkpoint": drawn.model}},
         "info": msgspec.json.encode(info).decode(),
     }
-
-
-def _infotext(drawn: GenerationRequest, seed: int) -> str:
-    """What the original writes into its pictures as `parameters`."""
-    negative = f"\nNegative prompt: {drawn.negative_prompt}" if drawn.negative_prompt else ""
-    strength = "" if drawn.task == "text2image" else f", Denoising strength: {drawn.strength:g}"
-    return (
-        f"{drawn.prompt}{negative}\nSteps: {drawn.num_inference_steps}, "
-        f"Sampler: {_spelled(drawn.sampler)}, CFG scale: {drawn.guidance_scale:g}, "
-        f"Seed: {seed}, Size: {drawn.size}, Model: {drawn.model}{strength}"
-    )
 
 
 def _state(seat: Seat | None) -> Json:
@@ -315,8 +301,3 @@ def _state(seat: Seat | None) -> Json:
         "sampling_step": before + 1,
         "sampling_steps": steps,
     }
-
-
-def _spelled(sampler: str) -> str:
-    """`dpmpp_2m_sde_karras` as A1111's clients write it: `DPM++ 2M SDE Karras`."""
-    return " ".join(_WORDS.get(word, word.upper()) for word in sampler.split("_"))

@@ -13,7 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody
 
 from app.api._fields import PictureFields
-from app.api._http import DoorSettings, EventStream, require_json, sse, wait_for
+from app.api._http import DoorSettings, EventStream, events_of, require_json, sse, wait_for
 from app.api._owner import owner_of
 from app.api._schema import EVENTS, SUBMITS, WAITS, answers
 from app.api._shapes import DiffuGenAnswer
@@ -41,15 +41,15 @@ async def _generate(
     owner: str,
     family: str | None,
 ) -> dict[str, Any]:
-    job = service.submit(data.to_arguments(), owner=owner, door="diffugen", family=family)
+    job = await service.submit(data.to_arguments(), owner=owner, door="diffugen", family=family)
     await wait_for(request, service, job)
     return {"success": True, **await _result(service, job)}
 
 
-def _stream(
+async def _stream(
     data: DiffuGenBody, service: ImageService, owner: str, heartbeat: float, family: str | None
 ) -> EventStream:
-    job = service.submit(data.to_arguments(), owner=owner, door="diffugen", family=family)
+    job = await service.submit(data.to_arguments(), owner=owner, door="diffugen", family=family)
     service.attend(job)
     frames = _frames(service, job)
     return EventStream(frames, heartbeat=heartbeat, on_close=lambda: service.leave(job))
@@ -88,7 +88,7 @@ async def _result(service: ImageService, job: Job) -> dict[str, Any]:
 
 
 async def _frames(service: ImageService, job: Job) -> AsyncGenerator[bytes, None]:
-    async for numbered in service.follow(job.id):
+    async for numbered in events_of(service, job):
         match numbered.event:
             case Progressed(phase="generating", step=None):
                 pass  # the first that DiffuGen tells of this phase is step 1
@@ -122,7 +122,7 @@ def _progress(numbered: NumberedEvent, job: Job) -> dict[str, Any]:
         told = {
             key: value
             for key, value in given.items()
-            if key not in ("type", "preview") and value is not None
+            if key not in ("type", "preview", "image_index") and value is not None
         }
     return {**told, "timestamp": numbered.timestamp, "job_id": job.id}
 
@@ -161,7 +161,7 @@ def _routes(path: str, family: str | None) -> list[HTTPRouteHandler]:
     ) -> EventStream:
         """The same, with an event for each step; then `done` with the pictures, or `error`."""
         owner = owner_of(request, doors)
-        return _stream(data, service, owner, doors.heartbeat, family)
+        return await _stream(data, service, owner, doors.heartbeat, family)
 
     return [generate, stream]
 

@@ -40,19 +40,22 @@ class PhaseStarted(Event, frozen=True, tag="phase_started"):
 class StepFinished(Event, frozen=True, tag="step_finished"):
     """Denoising step `step` (1 to total) is done; `preview` is a small encoded picture or nothing.
 
-    `batch` pictures shared its forward; for `waited` seconds it stood behind others' work.
+    It is one of picture `index`. `batch` pictures shared its forward; for `waited` seconds it stood
+    behind others' work.
     """
 
     step: int
     preview: bytes | None = None
     batch: int = 1
     waited: float = 0.0
+    index: int = 0
 
 
 class ImageFinished(Event, frozen=True, tag="image_finished"):
     """Image `index` (from 0) is drawn and encoded; `media_type` says how.
 
-    `prompt_tokens` is how many tokens the text encoder made of the prompt.
+    `prompt_tokens` is how many tokens the text encoder made of the prompt. `thumbnail` is a small
+    WebP that tells nothing of itself, or None where the picture is small enough to serve as one.
     """
 
     index: int
@@ -60,6 +63,7 @@ class ImageFinished(Event, frozen=True, tag="image_finished"):
     seed: int
     media_type: str
     prompt_tokens: int = 0
+    thumbnail: bytes | None = None
 
 
 class Waited(Event, frozen=True, tag="waited"):
@@ -93,7 +97,8 @@ class Progressed(Event, frozen=True, tag="progressed"):
     """How far the job is.
 
     `progress` is 0 to 100 by the fixed weights of the phases; `fraction` is 0 to 1 by measured
-    seconds, and `eta_seconds` the seconds that remain, both for the whole job.
+    seconds, and `eta_seconds` the seconds that remain, both for the whole job. A `preview` is of
+    picture `image_index`.
     """
 
     phase: Phase
@@ -104,6 +109,7 @@ class Progressed(Event, frozen=True, tag="progressed"):
     step: int | None = None
     total_steps: int | None = None
     preview: bytes | None = None
+    image_index: int | None = None
 
 
 class ImageReady(Event, frozen=True, tag="image_ready"):

@@ -31,7 +31,8 @@ class JobImage(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, kw_only=True):
     """What is known of a job now. `created` and `changed` are Unix seconds.
 
-    `progress` is 0 to 100, `fraction` 0 to 1, `eta_seconds` what remained at `changed`.
+    `progress` is 0 to 100, `fraction` 0 to 1, `eta_seconds` what remained at `changed`. For `grace`
+    seconds it goes on when nobody waits for it any more. `digest` and `key` tell a repeated request.
     """
 
     id: str
@@ -41,6 +42,10 @@ class Job(msgspec.Struct, kw_only=True):
     created: float
     changed: float
     terms: Terms = Terms()
+    grace: float = 0.0
+    digest: str = ""
+    key: str | None = None
+    last_event: int = 0
     status: Status = "queued"
     attempt: int = 0
     worker: str = ""
@@ -67,7 +72,7 @@ class Job(msgspec.Struct, kw_only=True):
 
     def apply(self, numbered: NumberedEvent) -> None:
         """Take in one event; this is the only way that a job changes."""
-        self.changed = numbered.timestamp
+        self.changed, self.last_event = numbered.timestamp, numbered.number
         event = numbered.event
         match event:
             case Queued():

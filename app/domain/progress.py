@@ -134,7 +134,7 @@ class ProgressMeter:
         `forecast` is asked afterwards for the seconds until the end; without it, the work that
         remains is taken for them.
         """
-        preview = None
+        shown: tuple[bytes, int] | None = None
         if isinstance(event, PhaseStarted):
             self._close_phase(now)
             self._phase, self._phase_began, self._step = event.phase, now, 0
@@ -145,9 +145,10 @@ class ProgressMeter:
         else:
             self._alone += self._alone_seconds(event, now - self._stepped)
             self._step, self._stepped = event.step, now
-            preview = event.preview
+            if event.preview is not None:
+                shown = event.preview, event.index
             message = f"Generating step {event.step}/{self._total_steps}"
-        return self._progressed(message, now, preview, forecast)
+        return self._progressed(message, now, shown, forecast)
 
     def finish(self, now: float) -> Progressed:
         """All pictures are there."""
@@ -176,7 +177,7 @@ class ProgressMeter:
         self,
         message: str,
         now: float,
-        preview: bytes | None,
+        shown: tuple[bytes, int] | None,
         forecast: Callable[[], float] | None,
     ) -> Progressed:
         remaining = forecast() if forecast is not None else self._remaining(now)
@@ -195,7 +196,8 @@ class ProgressMeter:
             message=message,
             step=self._step if stepping and self._step else None,
             total_steps=self._total_steps if stepping else None,
-            preview=preview,
+            preview=shown[0] if shown else None,
+            image_index=shown[1] if shown else None,
         )
 
     def _remaining(self, now: float) -> float:

@@ -45,4 +45,4 @@ class RunGate:
             waited, rider.waited = rider.waited, 0.0
             if step > self._told:
                 self._told = step
-                self._report(StepFinished(step, preview, rider.batch, waited))
+                self._report(StepFinished(step, preview, rider.batch, waited, image))

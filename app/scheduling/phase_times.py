@@ -1,27 +1,22 @@
 """Measured seconds per (model, size, steps, device, phase): what every ETA is made of.
 
 What you can rely on: `expect` always answers, from the first second of a fresh installation; what
-was measured survives restarts; a wild measurement among ordinary ones moves no expectation.
+was measured can be kept over restarts; a wild measurement among ordinary ones moves no expectation.
 Seconds are those of a run that has its device to itself: who shares it takes off what others took.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import statistics
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from app.domain.events import Phase
 from app.domain.progress import WORK_PHASES
 from app.domain.request import GenerationRequest
-
-_log = logging.getLogger(__name__)
+from app.store.timings import Timing
 
 _KEEP = 16
 """Measurements of one kind of work: enough for a median and a ninth decile, few enough to forget."""
@@ -54,11 +49,6 @@ class Key(msgspec.Struct, frozen=True):
     technique: str = ""
 
 
-class _Entry(msgspec.Struct):
-    key: Key
-    samples: Annotated[list[float], msgspec.Meta(min_length=1, max_length=_KEEP)]
-
-
 class _Usual(msgspec.Struct, frozen=True):
     """Half of all runs take at most `median` seconds, nine of ten at most `above` more."""
 
@@ -76,17 +66,35 @@ def _usual(samples: list[float]) -> _Usual:
 class PhaseTimes:
     """The newest measured seconds; `generating` and `post_processing` are per image."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+    def __init__(self, known: Iterable[Timing] = ()) -> None:
         self._samples: dict[Key, list[float]] = {}
         self._known: dict[Key, _Usual] = {}
-        self._changed = False
-        if file is not None and file.exists():
-            # A damaged file costs estimates, never a start.
-            with contextlib.suppress(msgspec.DecodeError, OSError, UnicodeDecodeError):
-                entries = msgspec.json.decode(file.read_bytes(), type=list[_Entry])
-                self._samples = {entry.key: entry.samples for entry in entries}
-                self._known = {key: _usual(some) for key, some in self._samples.items()}
+        self._unsaved: set[Key] = set()
+        self.load(known)
+
+    def load(self, known: Iterable[Timing]) -> None:
+        """Take in what an earlier process has measured, the longest unchanged first."""
+        for one in known:
+            key = msgspec.convert({name: getattr(one, name) for name in Key.__struct_fields__}, Key)
+            samples = [sample for sample in one.samples if math.isfinite(sample)][-_KEEP:]
+            if samples:
+                self._samples[key], self._known[key] = samples, _usual(samples)
+
+    def unsaved(self) -> list[Timing]:
+        """What was learnt since `saved` was called for it, for a later `load`."""
+        return [
+            Timing(**msgspec.structs.asdict(key), samples=self._samples[key])
+            for key in self._samples
+            if key in self._unsaved
+        ]
+
+    def saved(self, timings: Iterable[Timing]) -> None:
+        """These are kept somewhere now. What was learnt of them meanwhile is still unsaved."""
+        kept = {msgspec.structs.astuple(one)[:-1]: one.samples for one in timings}
+        for key in list(self._unsaved):
+            samples = kept.get(msgspec.structs.astuple(key))
+            if samples is not None and samples == self._samples.get(key, samples):
+                self._unsaved.discard(key)
 
     def expect(
         self,
@@ -140,25 +148,11 @@ class PhaseTimes:
             samples = [*self._samples.pop(key, ()), seconds / _share(request, phase, rounds)]
             self._samples[key] = samples[-_KEEP:]
             self._known[key] = _usual(self._samples[key])
-            self._changed = True
+            self._unsaved.add(key)
         while len(self._samples) > _MAX_ENTRIES:
             oldest = next(iter(self._samples))
             del self._samples[oldest], self._known[oldest]
-
-    def save(self) -> None:
-        """Write what is new to the file, all of it or nothing; a disk that refuses is tried again."""
-        if self._file is None or not self._changed:
-            return
-        entries = [_Entry(key, samples) for key, samples in self._samples.items()]
-        draft = self._file.with_suffix(".new")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(msgspec.json.encode(entries))
-            draft.replace(self._file)
-        except OSError as error:
-            _log.warning("measured times are not stored: %s", error.strerror)
-        else:
-            self._changed = False
+            self._unsaved.discard(oldest)
 
     def _phases(
         self, request: GenerationRequest, device: str, *, loaded: bool, rounds: float | None

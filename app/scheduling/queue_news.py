@@ -68,7 +68,7 @@ class QueueNews:
         """Why a job waits. Names models and numbers, never what others draw."""
         if not any(slot.state == "up" for slot in slots):
             return "worker_starting"
-        running = sum(not other.job.ended for other in self._schedule.running.values())
+        running = sum(not other.ended for other in self._schedule.running.values())
         if position == 1 and not any(entry.card.id in slot.models for slot in slots):
             load = entry.standing.load if entry.standing else 0.0
             return f"waiting_for_model: {entry.card.id}, ~{outlook.start + load:.1f} s"

@@ -35,7 +35,8 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
     """A job between submission and end.
 
     While it runs, it has a `rank` and a `slot`, where its model was `loaded` before, or not; it
-    `shared` the slot when another job ran there as well.
+    `shared` the slot when another job ran there as well. Its
+    end is published once it has `ended`; `deaths` are those of workers under it.
     """
 
     job: Job
@@ -43,6 +44,7 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
     meter: ProgressMeter
     ticket: Ticket
     attempt: int = 1
+    deaths: int = 0
     told_position: int = 0
     slot: str = ""
     rank: tuple[int, float] = (0, 0.0)
@@ -50,6 +52,7 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
     shared: bool = False
     run: Run | None = None
     expiry: asyncio.TimerHandle | None = None
+    ended: bool = False
     standing: Standing | None = None
 
 
@@ -226,7 +229,7 @@ class Schedule:
         here = [entry for entry in self.running.values() if entry.slot == slot.id]
         held = [*slot.models, *(entry.card.id for entry in here)]
         return Room(
-            slot.capacity - sum(entry.job.ended for entry in here),
+            slot.capacity - sum(entry.ended for entry in here),
             self.expectations.memory_of_held(held, device_kind(slot.device)),
             self._limit_models,
             slot.room,
@@ -236,7 +239,7 @@ class Schedule:
         device = device_kind(slot.device)
         found = []
         for entry in self.running.values():
-            if entry.slot == slot.id and not entry.job.ended:
+            if entry.slot == slot.id and not entry.ended:
                 job = entry.job
                 standing = self.expectations.running(
                     job.id, entry.card, job.request, device, entry.rank, entry.meter, now

@@ -58,12 +58,16 @@ class _Outcome(NamedTuple):
 
 
 class Database:
-    """Opened by `open`. `instance` names this database: a copy of it has the same name."""
+    """Made by `at` and then started, or both by `open`.
 
-    def __init__(self, writer: Engine, reader: Engine, readers: int, lock: int | None) -> None:
+    `instance` names this database: a copy of it has the same name.
+    """
+
+    def __init__(self, writer: Engine, reader: Engine, readers: int, file: Path | None) -> None:
         self.writer = writer
         self._reader = reader
-        self._lock = lock
+        self._file = file
+        self._lock: int | None = None
         self._writing = ThreadPoolExecutor(1, "store-write")
         self._reading = ThreadPoolExecutor(readers, "store-read")
         self._waiting: list[_Write] = []
@@ -75,22 +79,8 @@ class Database:
     async def open(
         cls, url: str, *, synchronous: Synchronous = "normal", readers: int = 3
     ) -> Database:
-        """Connect and bring the schema up to date.
-
-        `sqlite:///path` or `postgresql://…`. With `synchronous="normal"` SQLite keeps every commit
-        through a crash of this process, and through a power cut all but those of the last moments;
-        with "full" those too, at the price of waiting for the disk at every commit. PostgreSQL does
-        what its own `synchronous_commit` says.
-
-        Raises StoreRefused, StoreUnavailable.
-        """
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite":
-            database = _on_sqlite(cls, parsed, synchronous, readers)
-        elif parsed.get_backend_name() == "postgresql":
-            database = _on_postgresql(cls, parsed, readers)
-        else:
-            raise StoreRefused("the database is neither sqlite:///… nor postgresql://…")
+        """The same as `at` and `start`. Raises StoreRefused, StoreUnavailable."""
+        database = cls.at(url, synchronous=synchronous, readers=readers)
         try:
             await database.start()
         except BaseException:
@@ -98,8 +88,33 @@ class Database:
             raise
         return database
 
+    @classmethod
+    def at(cls, url: str, *, synchronous: Synchronous = "normal", readers: int = 3) -> Database:
+        """A database that is not connected yet.
+
+        `sqlite:///path` or `postgresql://…`. With `synchronous="normal"` SQLite keeps every commit
+        through a crash of this process, and through a power cut all but those of the last moments;
+        with "full" those too, at the price of waiting for the disk at every commit. PostgreSQL does
+        what its own `synchronous_commit` says.
+
+        Raises StoreRefused.
+        """
+        try:
+            parsed = make_url(url)
+        except exc.ArgumentError as error:
+            raise StoreRefused("the database's URL cannot be read") from error
+        if parsed.get_backend_name() == "sqlite":
+            return _on_sqlite(cls, parsed, synchronous, readers)
+        if parsed.get_backend_name() == "postgresql":
+            return _on_postgresql(cls, parsed, readers)
+        raise StoreRefused("the database is neither sqlite:///… nor postgresql://…")
+
     async def start(self) -> None:
-        """Bring the schema up to date: the last part of `open`."""
+        """Connect and bring the schema up to date. Raises StoreRefused, StoreUnavailable."""
+        if self._file is not None:
+            self._lock = _locked(self._file)
+            if warning := sqlite_warning():
+                _log.warning(warning)
         await asyncio.get_running_loop().run_in_executor(self._writing, self._prepare)
 
     async def __aenter__(self) -> Self:
@@ -145,6 +160,16 @@ class Database:
             raise StoreUnavailable("The store is closed.")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reading, self._look, work)
+
+    async def free_bytes(self) -> int | None:
+        """How much room the file's disk has; None where nobody knows."""
+        if self._file is None:
+            return None
+        try:
+            facts = await asyncio.to_thread(os.statvfs, self._file.parent)
+        except OSError:
+            return None
+        return facts.f_bavail * facts.f_frsize
 
     async def check(self) -> list[str]:
         """What the database itself finds wrong with its file; nothing, on a server."""
@@ -246,16 +271,6 @@ def sqlite_warning(version: tuple[int, int, int] = sqlite3.sqlite_version_info) 
 def _on_sqlite(kind: type[Database], url: URL, synchronous: Synchronous, readers: int) -> Database:
     if not url.database or url.database == ":memory:":
         raise StoreRefused("a database in memory keeps nothing; give sqlite:///path")
-    file = Path(url.database)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(f"{file}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise StoreRefused(f"{file.name} is in use by another process") from error
-    if warning := sqlite_warning():
-        _log.warning(warning)
     both = (f"busy_timeout={_BUSY * 1000:.0f}", "foreign_keys=ON", "mmap_size=0")
     arguments = {"check_same_thread": False, "timeout": _BUSY}
     writer = create_engine(url, pool_size=1, max_overflow=0, connect_args=arguments)
@@ -266,7 +281,22 @@ def _on_sqlite(kind: type[Database], url: URL, synchronous: Synchronous, readers
     reader = create_engine(url, pool_size=readers, max_overflow=0, connect_args=arguments)
     _begin_with(reader, "BEGIN")
     _set_up(reader, (*both, "query_only=ON", "wal_autocheckpoint=0"))
-    return kind(writer, reader, readers, lock)
+    return kind(writer, reader, readers, Path(url.database))
+
+
+def _locked(file: Path) -> int:
+    """The handle of a lock that only one process holds, and that ends with it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(f"{file}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StoreRefused(f"{file.parent} cannot be written to: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise StoreRefused(f"{file.name} is in use by another process") from error
+    return lock
 
 
 def _set_up(engine: Engine, pragmas: Sequence[str]) -> None:

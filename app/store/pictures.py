@@ -31,7 +31,7 @@ from app.store.schema import IMAGES, JOBS
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
-_OURS = re.compile(r"[0-9a-f]{2}/([0-9a-f]{64})\.(png|jpg|webp)")
+_OURS = re.compile(r"[0-9a-f]{2}/([0-9a-f]{64})(?:\.png|\.jpg|\.webp|\.thumb\.webp)")
 _MARK = "easel-store"
 """Names the database that the pictures belong to: no other one may sweep them away."""
 
@@ -88,10 +88,18 @@ class PictureStore:
     async def close(self) -> None:
         await self._blobs.close()
 
-    async def put(self, image_id: str, index: int, seed: int, image: StoredImage) -> Picture:
+    async def put(
+        self,
+        image_id: str,
+        index: int,
+        seed: int,
+        image: StoredImage,
+        thumbnail: bytes | None = None,
+    ) -> Picture:
         """Store a picture; its row is for `JobStore.append`, together with its `ImageReady`.
 
-        When it cannot be stored, `state` is `not_stored` and the picture is in memory only.
+        `thumbnail` is a small version of it, as WebP, where it is large. When it
+        cannot be stored, `state` is `not_stored` and the picture is in memory only.
         """
         self._remember(image_id, image)
         digest = await asyncio.to_thread(lambda: hashlib.sha256(image.data).hexdigest())
@@ -112,6 +120,8 @@ class PictureStore:
         try:
             await self._mark()
             await self._blobs.put(name, image.data)
+            if thumbnail is not None:
+                await self._blobs.put(_small(name), thumbnail)
         except (StorageFull, StoreUnavailable) as error:
             _log.warning("picture %s is not stored: %s", image_id, error.message)
             self._pending.pop(image_id, None)
@@ -133,6 +143,20 @@ class PictureStore:
                     return StoredImage(data, media_type)
                 _log.error("the file of picture %s is damaged", image_id)
         raise NotFound("There is no such picture.", param="id")
+
+    async def thumbnail(self, image_id: str) -> StoredImage:
+        """A small version of a picture, or the picture itself, where there is none.
+
+        Raises NotFound, StoreUnavailable.
+        """
+        row = None
+        if image_id.isalnum() and image_id.isascii():
+            row = await self._database.read(lambda connection: _place(connection, image_id))
+        if row is not None:
+            data = await self._blobs.get(_small(_name(*row)))
+            if data is not None:
+                return StoredImage(data, "image/webp")
+        return await self.get(image_id)
 
     async def delete(self, image_id: str) -> None:
         """Remove one picture; its row stays and says `deleted`. Raises NotFound."""
@@ -164,7 +188,8 @@ class PictureStore:
                 self._held -= len(held.data)
         async with self._removing:
             try:
-                await self._remove(sorted(set(images.values())))
+                names = set(images.values())
+                await self._remove(sorted(names | {_small(name) for name in names}))
             except StoreUnavailable as error:
                 _log.warning("files of deleted pictures remain for now: %s", error.message)
 
@@ -210,6 +235,7 @@ class PictureStore:
             chunk = names[first : first + _CHUNK]
             await self._settle()
             kept = {name for name, _ in self._pending.values()}
+            kept |= {_small(name) for name in kept}
             kept |= await self._database.read(partial(_named, names=chunk))
             gone = [name for name in chunk if name not in kept]
             if gone:
@@ -243,6 +269,11 @@ class PictureStore:
 
 def _name(digest: str, media_type: str) -> str:
     return f"{digest[:2]}/{digest}{_SUFFIXES[media_type]}"
+
+
+def _small(name: str) -> str:
+    """The name of a picture's thumbnail."""
+    return f"{name.partition('.')[0]}.thumb.webp"
 
 
 def _size(data: bytes) -> tuple[int, int]:
@@ -279,11 +310,14 @@ def _place(connection: Connection, image_id: str) -> tuple[str, str] | None:
 
 def _named(connection: Connection, names: Sequence[str]) -> set[str]:
     """Which of `names` a stored picture has."""
-    of = {found[1]: name for name in names if (found := _OURS.fullmatch(name))}
+    of: dict[str, list[str]] = {}
+    for name in names:
+        if found := _OURS.fullmatch(name):
+            of.setdefault(found[1], []).append(name)
     needed = connection.scalars(
         select(IMAGES.c.digest).where(IMAGES.c.digest.in_(of), IMAGES.c.state == "stored")
     )
-    return {of[digest] for digest in needed}
+    return {name for digest in needed for name in of[digest]}
 
 
 def _stored(connection: Connection) -> dict[str, str]:

@@ -129,6 +129,7 @@ TIMINGS = Table(
     Column("steps", Integer, primary_key=True, autoincrement=False),
     Column("device", Text, primary_key=True),
     Column("phase", Text, primary_key=True),
+    Column("technique", Text, primary_key=True),
     Column("place", Integer, nullable=False),  # the order in which they are forgotten
     Column("samples", LargeBinary, nullable=False),
 )

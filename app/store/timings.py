@@ -12,7 +12,7 @@ from app.store.schema import TIMINGS
 
 _MAX = 5000
 _samples = msgspec.msgpack.Decoder(list[float]).decode
-_KEY = ("model", "width", "height", "steps", "device", "phase")
+_KEY = ("model", "width", "height", "steps", "device", "phase", "technique")
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -24,6 +24,7 @@ class Timing(msgspec.Struct, frozen=True):
     steps: int
     device: str
     phase: str
+    technique: str
     samples: list[float]
 
 
@@ -53,7 +54,7 @@ class Timings:
         def work(connection: Connection) -> None:
             first = (connection.scalar(select(func.max(TIMINGS.c.place))) or 0) + 1
             rows = {
-                msgspec.structs.astuple(one)[:6]: {
+                msgspec.structs.astuple(one)[:7]: {
                     "place": place,
                     "samples": msgspec.msgpack.encode(one.samples),
                 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import msgspec
 import pybase64
 from litestar import Request
 
-from app.api._http import envelope_of, error_of, sse
+from app.api._http import envelope_of, error_in, events_of, sse
 from app.domain.events import (
     Expired,
     Failed,
@@ -89,7 +90,7 @@ async def images_of(
     for index in sorted(job.images):
         image = job.images[index]
         if url:
-            address = f"{str(request.base_url).rstrip('/')}/images/{image.image_id}"
+            address = f"{str(request.base_url).rstrip('/')}{service.archive.link(image.image_id)}"
             images.append(Image(image.seed, url=address))
         else:
             stored = await service.image(image.image_id)
@@ -115,9 +116,10 @@ async def openai_frames(
     No frame carries an `id:`: the Python SDK would choke on the next comment. Progress rides inside the
     partial images; events of its own are sent only when `progress` asks for them.
     """
-    partials = 0
+    partials: Counter[int] = Counter()
+    complete: set[int] = set()  # a second attempt draws the same pictures again
     settings = settings_of(job, quality)
-    async for numbered in service.follow(job.id):
+    async for numbered in events_of(service, job):
         event = numbered.event
         match event:
             case Progressed(phase="complete"):
@@ -125,10 +127,9 @@ async def openai_frames(
             case Queued() | Progressed(preview=None) if progress:
                 kind = f"{operation}.progress"
                 yield sse(kind, {"type": kind, "job_id": job.id, **told(numbered)})
-            case Progressed(preview=bytes() as preview, step=int() as step):
-                index = (step - 1) // job.request.steps_per_image
-                number = partials % max(1, len(job.request.preview_steps))
-                partials += 1
+            case Progressed(preview=bytes() as preview, image_index=int() as index):
+                number = partials[index]
+                partials[index] += 1
                 kind = f"{operation}.partial_image"
                 body = {
                     "type": kind,
@@ -143,7 +144,8 @@ async def openai_frames(
                     "job_id": job.id,
                 }
                 yield sse(kind, body)
-            case ImageReady(index, image_id, seed):
+            case ImageReady(index, image_id, seed) if index not in complete:
+                complete.add(index)
                 stored = await service.image(image_id)
                 kind = f"{operation}.completed"
                 body = {
@@ -158,8 +160,7 @@ async def openai_frames(
                 }
                 yield sse(kind, body)
             case Failed() | Expired() | JobCancelled():
-                if (error := error_of(job)) is not None:
-                    yield sse("error", {"type": "error", **envelope_of(error)})
+                yield sse("error", {"type": "error", **envelope_of(error_in(event))})
 
 
 def told(numbered: NumberedEvent) -> dict[str, Any]:
@@ -176,7 +177,8 @@ def told(numbered: NumberedEvent) -> dict[str, Any]:
             "timestamp": numbered.timestamp,
         }
     given: dict[str, Any] = msgspec.to_builtins(event, builtin_types=(bytes,))
-    del given["type"], given["preview"]
+    for name in ("type", "preview", "image_index"):
+        del given[name]
     return {**given, "timestamp": numbered.timestamp}
 
 
@@ -189,9 +191,9 @@ async def progress_frames(
     quality: str | None,
 ) -> AsyncGenerator[bytes, None]:
     """`progress`, then `done` with the pictures, or `error`."""
-    async for numbered in service.follow(job.id):
+    async for numbered in events_of(service, job):
         common = {"job_id": job.id, "timestamp": numbered.timestamp}
-        match numbered.event:
+        match event := numbered.event:
             case Queued() | Progressed():
                 yield sse("progress", {**told(numbered), **common})
             case Succeeded():
@@ -205,6 +207,6 @@ async def progress_frames(
                 }
                 yield sse("done", body)
             case Failed() | Expired() | JobCancelled():
-                if (error := error_of(job)) is not None:
-                    failed = {"phase": "error", "message": error.message}
-                    yield sse("error", {**envelope_of(error), **failed, **common})
+                error = error_in(event)
+                failed = {"phase": "error", "message": error.message}
+                yield sse("error", {**envelope_of(error), **failed, **common})

@@ -41,6 +41,7 @@ from app.api.openai.bodies import (
     VariationBody,
     attempt_of,
 )
+from app.domain.errors import Unavailable
 from app.domain.job import Job
 from app.domain.request import Arguments
 from app.service import ImageService
@@ -117,7 +118,7 @@ async def generate_with_progress(
 ) -> Response[bytes]:
     """The same body as `generations`; events `progress`, then `done` with the pictures, or `error`."""
     given = data.to_arguments(doors.efforts)
-    job = service.submit(
+    job = await service.submit(
         given,
         owner=owner_of(request, doors),
         door="openai-progress",
@@ -147,7 +148,7 @@ async def _answer(
     attempt = attempt_of(request, digest, owner_of(request, doors))
     # Who sends a key means to come back for the result.
     policy = body.on_hang_up or ("finish" if attempt.key else doors.on_hang_up)
-    job, replayed = service.submit_once(attempt, given, door="openai", grace=_grace(policy))
+    job, replayed = await service.submit_once(attempt, given, door="openai", grace=_grace(policy))
     headers = _headers(job, body, replayed=replayed)
     if body.stream:
         service.attend(job)
@@ -190,8 +191,12 @@ async def _late_answer(
     quality: str | None,
 ) -> AsyncGenerator[bytes, None]:
     """The body of an answer whose status is already sent: a failure can only be told inside."""
-    await service.wait(job.id)
-    if (error := error_of(job)) is not None:
+    try:
+        await service.wait(job.id)
+        error = error_of(job)
+    except Unavailable as ending:
+        error = ending
+    if error is not None:
         yield msgspec.json.encode(envelope_of(error))
     else:
         yield await whole_answer(request, service, job, url=url, quality=quality)

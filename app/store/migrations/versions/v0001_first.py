@@ -113,6 +113,7 @@ def upgrade() -> None:
         sa.Column("steps", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("device", sa.Text, primary_key=True),
         sa.Column("phase", sa.Text, primary_key=True),
+        sa.Column("technique", sa.Text, primary_key=True),
         sa.Column("place", sa.Integer, nullable=False),
         sa.Column("samples", sa.LargeBinary, nullable=False),
     )

@@ -1,0 +1,87 @@
+"""Finished pictures, and what was learnt from making them."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, delete, get, put
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+
+from app.api._schema import PICTURE, answers
+from app.api._shapes import Nothing, StatisticsShown
+from app.service import ImageService
+from app.store.pictures import StoredImage
+
+Days = Annotated[float, QueryParameter(gt=0, le=36_500)]
+
+
+@get("/images/{image_id:str}", **answers(None, 400, 404, 503, also=PICTURE))
+async def get_image(
+    image_id: FromPath[str],
+    service: NamedDependency[ImageService],
+    expires: FromQuery[int] = 0,
+    signature: FromQuery[str | None] = None,
+) -> Response[bytes]:
+    """A finished picture. A link with a `signature` is good until it `expires`."""
+    if signature is not None or expires:
+        service.archive.check_link(image_id, expires, signature or "")
+    return _picture(await service.image(image_id))
+
+
+@get("/images/{image_id:str}/thumbnail", **answers(None, 404, 503, also=PICTURE))
+async def get_thumbnail(
+    image_id: FromPath[str], service: NamedDependency[ImageService]
+) -> Response[bytes]:
+    """A small version of a large picture; a small picture itself."""
+    return _picture(await service.archive.thumbnail(image_id))
+
+
+@put("/images/{image_id:str}/favourite", status_code=200, **answers(Nothing, 404, 503))
+async def mark(image_id: FromPath[str], service: NamedDependency[ImageService]) -> dict[str, str]:
+    """Make it a favourite: no limit of the history removes it."""
+    await service.archive.favourite(image_id)
+    return {}
+
+
+@delete("/images/{image_id:str}/favourite", status_code=200, **answers(Nothing, 404, 503))
+async def unmark(image_id: FromPath[str], service: NamedDependency[ImageService]) -> dict[str, str]:
+    """No favourite any more."""
+    await service.archive.favourite(image_id, on=False)
+    return {}
+
+
+@delete("/images/{image_id:str}", status_code=200, **answers(Nothing, 404, 503))
+async def remove(image_id: FromPath[str], service: NamedDependency[ImageService]) -> dict[str, str]:
+    """Remove one picture; its job stays."""
+    await service.archive.delete_image(image_id)
+    return {}
+
+
+@get("/stats", **answers(StatisticsShown, 400, 503))
+async def stats(
+    service: NamedDependency[ImageService],
+    days: Days = 30.0,
+    owner: Annotated[str | None, QueryParameter(max_length=256)] = None,
+) -> dict[str, Any]:
+    """How long pictures took by model and size, how jobs ended, how long they waited, and who asked,
+    of the last `days`."""
+    report = await service.archive.report(since=time.time() - days * 86_400, owner=owner)
+    told: dict[str, Any] = msgspec.to_builtins(report)
+    return told
+
+
+def _picture(stored: StoredImage) -> Response[bytes]:
+    return Response(
+        stored.data,
+        media_type=stored.media_type,
+        headers={
+            "cache-control": "private, max-age=31536000, immutable",
+            "x-content-type-options": "nosniff",
+        },
+    )
+
+
+HANDLERS = [get_image, get_thumbnail, mark, unmark, remove, stats]

@@ -1,0 +1,65 @@
+"""All parts below the front doors, started in order and ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from app.gpu_scheduler import GpuScheduler
+from app.housekeeping import Housekeeping
+from app.job_board import JobBoard
+from app.service import ImageService
+from app.store.database import Database
+from app.store.pictures import PictureStore
+
+
+class Gateway:
+    """`service` is for the front doors; it answers from the end of `start` to that of `end_jobs`."""
+
+    def __init__(
+        self,
+        service: ImageService,
+        scheduler: GpuScheduler,
+        board: JobBoard,
+        database: Database,
+        pictures: PictureStore,
+        housekeeping: Housekeeping,
+    ) -> None:
+        self.service = service
+        self.scheduler = scheduler
+        self._board = board
+        self._database = database
+        self._pictures = pictures
+        self._housekeeping = housekeeping
+        self._tidying: asyncio.Task[None] | None = None
+
+    async def start(self, *, resume: bool = True) -> None:
+        """Open the store, start the workers, and take up the jobs that an earlier process has left.
+
+        A process that draws one picture and ends leaves those jobs alone: no `resume`.
+
+        Raises StoreRefused, StoreUnavailable.
+        """
+        await self._database.start()
+        await self._pictures.open()
+        await self._housekeeping.load()
+        await self.scheduler.start()
+        if resume:
+            await self.service.resume()
+        self._tidying = asyncio.create_task(self._housekeeping.run())
+
+    async def end_jobs(self, drain_s: float = 0.0) -> None:
+        """Give running jobs `drain_s` seconds; then all who wait get an answer."""
+        await self.scheduler.close(drain_s)
+        await self._board.close()
+
+    async def close(self) -> None:
+        """Write down what is left to write, and let go of everything."""
+        await self.end_jobs()
+        if self._tidying is not None:
+            self._tidying.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._tidying
+            await self._housekeeping.save()
+        await self._pictures.close()
+        await self._database.close()
