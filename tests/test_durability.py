@@ -333,7 +333,7 @@ async def test_after_a_restart_each_job_follows_its_policy(tmp_path: Path, how: 
     async with living(tmp_path, port, **environment) as life, client_of(life) as client:
         for prompt in ("first", "second"):
             await client.post("/jobs", json={"prompt": prompt, "steps": 100, "seed": 5})
-        bodies = {
+        bodies: dict[str, dict[str, object]] = {
             policy: {"prompt": policy, "steps": 20, "on_hang_up": policy}
             for policy in ("cancel", "finish", "grace:60")
         }
@@ -371,7 +371,7 @@ async def test_after_a_restart_each_job_follows_its_policy(tmp_path: Path, how: 
         assert (await client.get(f"/images/{image}")).content == drawn
 
 
-KEYED = {"prompt": "keyed", "steps": 20}
+KEYED: dict[str, object] = {"prompt": "keyed", "steps": 20}
 KEY = {"Idempotency-Key": "k1"}
 
 

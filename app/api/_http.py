@@ -22,6 +22,7 @@ from app.domain import errors
 from app.domain.events import Expired, Failed, JobCancelled, NumberedEvent
 from app.domain.job import Job
 from app.service import ImageService
+from app.store.errors import StorageFull, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ STATUS: dict[str, int] = {
     errors.QueueFull.code: 429,
     errors.Unavailable.code: 503,
     errors.ShuttingDown.code: 503,
+    StorageFull.code: 503,
+    StoreUnavailable.code: 503,
     errors.GenerationFailed.code: 500,
     errors.InvalidOutput.code: 500,
     errors.OutOfMemory.code: 503,
