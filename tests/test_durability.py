@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import os
 import random
 import signal
@@ -27,6 +28,8 @@ from ulid import ULID
 
 from tests.conftest import fake_settings
 from tests.gateway import free_port
+from tests.postgres import Server
+from tests.s3 import Bucket
 
 KILLS = int(os.environ.get("EASEL_KILLS", "8"))
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
@@ -377,3 +380,48 @@ KEY = {"Idempotency-Key": "k1"}
 
 def client_of(life: Life) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=life.url, timeout=60)
+
+
+# -- a database server and a bucket ----------------------------------------------------------------
+
+
+@pytest.mark.timeout(180)
+async def test_a_database_server_and_a_bucket_serve_as_well(
+    tmp_path: Path, postgres: Server, bucket: Bucket
+) -> None:
+    port, path = free_port(), "/v1/images/generations"
+    environment = {
+        "EASEL_DATABASE": postgres.fresh(),
+        "EASEL_PICTURES": bucket.url,
+        "EASEL_PICTURES_OPTIONS": json.dumps(bucket.options),
+    }
+    async with living(tmp_path, port, **environment) as life, client_of(life) as client:
+        drawn = await client.post(path, json={"prompt": "a heron", "seed": 3})
+        left = (await client.post("/jobs", json={"prompt": "left", "steps": 100})).json()["id"]
+        life.kill()
+    async with living(tmp_path, port, **environment) as life, client_of(life) as client:
+        (heron,) = (await client.get("/jobs", params={"q": "HERON"})).json()["jobs"]
+        stored = await client.get(f"/images/{heron['images'][0]}")
+        assert stored.content == base64.b64decode(drawn.json()["data"][0]["b64_json"])
+        await client.get(f"/jobs/{left}/events")
+        assert (await client.get(f"/jobs/{left}")).json()["status"] == "succeeded"
+
+        # The server goes away: who waits gets the picture, nobody new is taken in, and nothing is lost.
+        body = {"prompt": "meanwhile", "steps": 200}
+        waiting = asyncio.create_task(client.post(path, json=body))
+        await asyncio.sleep(0.5)
+        postgres.stop()
+        refused = await client.post(path, json={"prompt": "now"})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "storage_unavailable"
+        answer = await waiting
+        assert answer.status_code == 200
+        postgres.start()
+        async with asyncio.timeout(30):
+            while True:
+                shown = await client.get(f"/jobs/{answer.headers['x-easel-job']}")
+                if shown.status_code == 200 and shown.json()["status"] == "succeeded":
+                    break
+                await asyncio.sleep(0.2)
+        assert (await client.post(path, json={"prompt": "after"})).status_code == 200
+        assert (await client.get("/jobs", params={"q": "now"})).json()["jobs"] == []
