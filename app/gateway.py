@@ -33,6 +33,13 @@ class Gateway:
         self._housekeeping = housekeeping
         self._tidying: asyncio.Task[None] | None = None
 
+    async def open(self) -> None:
+        """Open the store, so that a mistake shows before anything else is begun.
+
+        Raises StoreRefused, StoreUnavailable.
+        """
+        await self._database.start()
+
     async def start(self, *, resume: bool = True) -> None:
         """Open the store, start the workers, and take up the jobs that an earlier process has left.
 
@@ -40,7 +47,7 @@ class Gateway:
 
         Raises StoreRefused, StoreUnavailable.
         """
-        await self._database.start()
+        await self.open()
         await self._pictures.open()
         await self._housekeeping.load()
         await self.scheduler.start()

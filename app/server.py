@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -9,7 +10,9 @@ from collections.abc import Awaitable, Callable
 import uvicorn
 
 from app.main import build, create_app
-from app.settings import Settings
+from app.settings import ConfigurationError, Settings
+from app.store.database import StoreRefused
+from app.store.errors import StoreUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +41,12 @@ def run(settings: Settings) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     gateway = build(settings)
+    try:
+        asyncio.run(gateway.open())
+    except (StoreRefused, StoreUnavailable) as error:
+        raise ConfigurationError(f"the store cannot be used: {error}") from error
     config = uvicorn.Config(
         create_app(settings, gateway),
         host=settings.host,

@@ -382,6 +382,20 @@ def client_of(life: Life) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=life.url, timeout=60)
 
 
+def test_a_second_gateway_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    async def try_two() -> tuple[int, str]:
+        async with living(tmp_path, free_port()):
+            second = Life(tmp_path, free_port())
+            return await asyncio.to_thread(second.process.wait, 60), second.log.read_text()
+
+    status, said = asyncio.run(try_two())
+    assert (status, said.splitlines()[-1]) == (
+        2,
+        "easel: the store cannot be used: easel.db is in use by another process",
+    )
+    assert "Traceback" not in said
+
+
 # -- a database server and a bucket ----------------------------------------------------------------
 
 

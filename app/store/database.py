@@ -110,7 +110,9 @@ class Database:
         raise StoreRefused("the database is neither sqlite:///… nor postgresql://…")
 
     async def start(self) -> None:
-        """Connect and bring the schema up to date. Raises StoreRefused, StoreUnavailable."""
+        """Connect and bring the schema up to date, once. Raises StoreRefused, StoreUnavailable."""
+        if self.instance:
+            return
         if self._file is not None:
             self._lock = _locked(self._file)
             if warning := sqlite_warning():
