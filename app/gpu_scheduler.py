@@ -19,8 +19,6 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
-
 from app.domain.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -50,6 +48,7 @@ from app.engines.base import Sharing
 from app.job_board import JobBoard
 from app.scheduling.expectations import Expectations, device_kind
 from app.scheduling.fair_queue import FairQueue, Ticket
+from app.scheduling.limits import SchedulerLimits
 from app.scheduling.queue_news import QueueNews
 from app.scheduling.run_clock import RunClock
 from app.scheduling.schedule import Entry, Estimate, Schedule
@@ -62,18 +61,6 @@ _log = logging.getLogger(__name__)
 MAX_DEATHS = 2
 _REFRESH_SECONDS = 2.0
 """How often waiting jobs are told how long it will be."""
-
-
-class SchedulerLimits(msgspec.Struct, frozen=True):
-    """Times are seconds. See config/easel.toml."""
-
-    max_queue: int
-    aging_seconds: float
-    generation_timeout: float
-    stall_seconds: float
-    starvation_seconds: float = 60.0
-    max_models: int = 0
-    owner_weights: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class GpuScheduler:

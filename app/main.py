@@ -18,12 +18,13 @@ from app.api._schema import BodySchemas, openapi_config
 from app.archive import Archive
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
-from app.gpu_scheduler import GpuScheduler, SchedulerLimits
+from app.gpu_scheduler import GpuScheduler
 from app.housekeeping import Housekeeping
 from app.job_board import JobBoard
 from app.presets import FILE_NAME, Presets
 from app.scheduling.batch_profile import BatchProfiles
 from app.scheduling.expectations import Expectations
+from app.scheduling.limits import SchedulerLimits
 from app.scheduling.phase_times import PhaseTimes
 from app.service import ImageService
 from app.settings import ConfigurationError, Settings, load_cards
