@@ -36,6 +36,7 @@ ENGINE_EVENTS: list[EngineEvent] = [
     StepFinished(5, None, 4, 0.25),
     Waited(),
     ImageFinished(1, RAW, 2**32 - 1, "image/png"),
+    ImageFinished(1, RAW, 7, "image/png", 3, thumbnail=RAW),
 ]
 JOB_EVENTS: list[JobEvent] = [
     Queued(2, 12.5, "waiting_for_worker"),

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from app import __version__
 from tests.gateway import Gateway
 from tests.pictures import colour_at, corners, from_base64, pixels
 
@@ -141,7 +142,8 @@ def test_batches_have_following_seeds_and_a_text_each(fake_gateway: Gateway) -> 
     assert (info["batch_size"], info["n_iter"], info["cfg_scale"]) == (2, 2, 6.5)
     assert info["infotexts"][1] == (
         "a dog\nNegative prompt: fog\n"
-        "Steps: 3, Sampler: DPM++ 2M Karras, CFG scale: 6.5, Seed: 8, Size: 64x64, Model: fake"
+        "Steps: 3, Sampler: DPM++ 2M Karras, CFG scale: 6.5, Seed: 8, Size: 64x64, Model: fake, "
+        f"Version: Easel {__version__}"
     )
     assert told["parameters"]["sampler_name"] == "DPM++ 2M Karras"
 

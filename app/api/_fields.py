@@ -60,6 +60,7 @@ class PictureFields(BaseModel):
     quality_preset: str | None = None
     output_format: str | None = None
     output_compression: int | None = None
+    metadata: bool | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
     priority: Priority | None = None
     deadline: Seconds | None = None
@@ -109,6 +110,7 @@ class PictureFields(BaseModel):
             preset=self._one_of("preset"),
             output_format=self.output_format,
             output_compression=self.output_compression,
+            metadata=self.metadata,
             terms=Terms(
                 priority=self.priority or "interactive",
                 deadline=self.deadline,

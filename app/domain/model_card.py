@@ -62,25 +62,28 @@ class Limits(_Part):
 class FakeTimes(_Part):
     """How slow the fake engine pretends to be, in seconds, and whether it draws noise: a picture of
     one colour is too easy for encoders and sockets to be measured with. A step of `batch` pictures
-    takes no longer than that of one."""
+    takes no longer than that of one. Only with `thumbnails` it makes them, as the real engines do."""
 
     load_seconds: float = Field(default=0.0, ge=0)
     step_seconds: float = Field(default=0.0, ge=0)
     noise: bool = False
     batch: PositiveInt = 1
+    thumbnails: bool = False
 
 
 class ModelCard(_Part):
     """One model: its id, the family whose code draws it, where its weights lie, and its habits.
 
-    `source` is a diffusers folder, absolute or relative to the card's file; `dtype` is what the
-    weights are computed in (`auto` takes float32 on a CPU).
+    `source` is a diffusers folder, absolute or relative to the card's file, and `revision` the
+    version that lies there, for pictures to tell. `dtype` is what the weights are computed in
+    (`auto` takes float32 on a CPU).
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
     aliases: tuple[str, ...] = ()
     family: Family
     source: str
+    revision: str = Field(default="", pattern=r"^[A-Za-z0-9._+-]{0,64}$")
     title: str = ""
     licence: str = ""
     tasks: tuple[Task, ...] = ("text2image",)
@@ -94,8 +97,11 @@ class ModelCard(_Part):
     def samplers(self) -> tuple[str, ...]:
         return tuple(samplers.BY_FAMILY[self.family])
 
-    def resolve(self, given: Arguments, *, draw_seed: Callable[[], int]) -> GenerationRequest:
-        """Fill what was not given, check everything, and fix the seed.
+    def resolve(
+        self, given: Arguments, *, draw_seed: Callable[[], int], metadata: bool = True
+    ) -> GenerationRequest:
+        """Fill what was not given, check everything, and fix the seed. `metadata` is the server's
+        own wish.
 
         Raises:
             InvalidRequest: a value is outside of what this model can do; `param` names the field.
@@ -153,6 +159,7 @@ class ModelCard(_Part):
             max_sequence_length=default.max_sequence_length,
             preset=_preset(_or(given.preset, self.preset)),
             previews=_within("previews", _or(given.previews, 0), 0, 10),
+            metadata=_or(given.metadata, metadata),
             image=given.image,
             mask_image=given.mask_image,
         )

@@ -69,6 +69,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     output_compression: int | None = None
     preset: str | None = None
     previews: int | None = None
+    metadata: bool | None = None
     terms: Terms = Terms()
 
 
@@ -79,6 +80,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     `image` and `mask_image` hold encoded pictures (PNG, JPEG, WebP); a mask is white where the
     picture is to be painted anew. `output_compression` is the encoder quality, 0 to 100, for jpeg
     and webp. `previews` is how many unfinished pictures are shown of each image, evenly spread.
+    `metadata` is whether the pictures tell how they were drawn.
     """
 
     model: str
@@ -101,6 +103,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     preset: Preset = "exact"
     technique: str = ""
     previews: int = 0
+    metadata: bool = True
     image: bytes | None = None
     mask_image: bytes | None = None
 
@@ -139,3 +142,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> str:
         return f"{self.width}x{self.height}"
+
+
+def replay(request: GenerationRequest) -> Arguments:
+    """What to ask for to draw exactly this again, its seed included. The terms are the usual ones,
+    and a preset's technique is whatever is the preset's then."""
+    both = set(Arguments.__struct_fields__) & set(GenerationRequest.__struct_fields__)
+    return Arguments(**{name: getattr(request, name) for name in both})

@@ -73,7 +73,16 @@ _OTHER_SPELLINGS = {
 }
 
 
+_WORDS = {"dpmpp": "DPM++"} | {w.lower(): w for w in ("Euler", "Heun", "Karras", "UniPC", "a")}
+"""How A1111 writes what the names of samplers are made of; the rest it writes in capitals."""
+
+
 def normalise(name: str) -> str:
     """`"DPM++ 2M Karras"` and `"dpmpp_2m_karras"` are one name."""
     plain = name.strip().lower().replace("++", "pp").replace(" ", "_").replace("-", "_")
     return _OTHER_SPELLINGS.get(plain, plain)
+
+
+def spelled(name: str) -> str:
+    """`dpmpp_2m_sde_karras` as A1111 and its clients write it: `DPM++ 2M SDE Karras`."""
+    return " ".join(_WORDS.get(word, word.upper()) for word in name.split("_"))

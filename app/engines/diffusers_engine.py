@@ -8,20 +8,25 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
 from app.domain.errors import Cancelled, OutOfMemory
 from app.domain.events import ImageFinished, PhaseStarted, Waited
 from app.domain.model_card import ModelCard
+from app.domain.picture_facts import Origin, about
 from app.domain.request import GenerationRequest, Task
 from app.engines import forward_profile, image_codec, samplers
 from app.engines.base import ALONE, Report, Sharing
 from app.engines.forward_batcher import ForwardBatcher
 from app.engines.forward_profile import FirstCall
 from app.engines.host_copy import HostCopy
+from app.engines.image_codec import Pixels
+from app.engines.model_hash import ModelHash, commit_of
 from app.engines.pipeline_view import DENOISERS, one_at_a_time, view_of
 from app.engines.preview import LatentColours, PredictedEnd
 from app.engines.prompt_cache import PromptCache
@@ -33,6 +38,11 @@ from app.engines.turnstile import Turnstile
 from app.engines.weights import load_pipeline
 
 _log = logging.getLogger(__name__)
+
+_LIBRARIES = (f"diffusers {diffusers.__version__}", f"torch {torch.__version__}")
+
+_HASH_PATIENCE = 0.2
+"""Seconds that a load waits for its model's hash: small models tell it from the first picture on."""
 
 
 class Family(Protocol):
@@ -77,6 +87,8 @@ class DiffusersEngine:
 
     def load(self, card: ModelCard, device: str) -> None:
         self._device = device
+        self._card = card
+        self._hash = ModelHash(Path(card.source))
         text2image = load_pipeline(card, self._family.PIPELINES["text2image"], device)
         self._pipelines["text2image"] = text2image
         for name in ("tokenizer", "tokenizer_2"):
@@ -94,6 +106,7 @@ class DiffusersEngine:
                 # `from_pipe` would cast the shared weights to float32.
                 kind = self._family.PIPELINES[task]
                 self._pipelines[task] = kind.from_pipe(text2image, dtype=text2image.dtype)
+        self._hash.known(wait=_HASH_PATIENCE)
 
     def generate(
         self, request: GenerationRequest, report: Report, sharing: Sharing = ALONE
@@ -126,28 +139,35 @@ class DiffusersEngine:
     @torch.inference_mode()
     def _draw(self, run: _Run, index: int) -> None:
         """Draw one picture of a request and report it; once more with less memory if it has to be."""
-        image = self._unless_full(run, index, run.sharing)
-        if image is None:
+        pixels = self._unless_full(run, index, run.sharing)
+        if pixels is None:
             _log.warning("out of memory: the picture is drawn once more, alone and in tiles")
-            image = self._unless_full(run, index, Sharing(run.sharing.rank), tiled=True)
-        if image is None:
+            pixels = self._unless_full(run, index, Sharing(run.sharing.rank), tiled=True)
+        if pixels is None:
             raise OutOfMemory("The device has no room for this request.")
         request = run.request
         seed = request.seed + index
-        run.report(ImageFinished(index, image, seed, request.media_type, run.tokens))
+        image = image_codec.encode(pixels, request, about(request, seed, self._origin))
+        small = image_codec.thumbnail(pixels)
+        run.report(ImageFinished(index, image, seed, request.media_type, run.tokens, small))
+
+    @property
+    def _origin(self) -> Origin:
+        revision = self._card.revision or commit_of(self._card.source)
+        return Origin(revision, self._hash.known(), _LIBRARIES)
 
     def _unless_full(
         self, run: _Run, index: int, sharing: Sharing, *, tiled: bool = False
-    ) -> bytes | None:
-        """The encoded picture; None, and all memory given back, if the device has no room for it."""
+    ) -> Pixels | None:
+        """The picture; None, and all memory given back, if the device has no room for it."""
         try:
-            return self._image(run, index, sharing, tiled=tiled)
+            return self._pixels(run, index, sharing, tiled=tiled)
         except torch.OutOfMemoryError:
             pass  # its traceback holds on to what filled the device: no retry in here
         _let_go()
         return None
 
-    def _image(self, run: _Run, index: int, sharing: Sharing, *, tiled: bool = False) -> bytes:
+    def _pixels(self, run: _Run, index: int, sharing: Sharing, *, tiled: bool = False) -> Pixels:
         request, pipeline = run.request, run.pipeline
         seed = request.seed + index
         scheduler = samplers.build(request.sampler, self._family.NAME, pipeline.scheduler.config)
@@ -165,7 +185,7 @@ class DiffusersEngine:
             view = view_of(pipeline, scheduler, gate, rider, denoisers, self._prompts, tiled=tiled)
             if request.previews:
                 end = PredictedEnd(scheduler)
-                gate.preview = partial(self._preview, view, end, request, seed)
+                gate.preview = partial(self._preview, view, end, request)
             drawn = view(
                 **run.arguments,
                 generator=torch.Generator("cpu").manual_seed(seed),
@@ -175,15 +195,13 @@ class DiffusersEngine:
             ).images[0]
         # The same rounding as diffusers' `numpy_to_pil`, done where the tensor lies.
         levels = (drawn.float() * 255).round().to(torch.uint8)
-        pixels = levels.permute(1, 2, 0).contiguous().cpu().numpy()
-        return image_codec.encode(pixels, request, seed)
+        pixels: Pixels = levels.permute(1, 2, 0).contiguous().cpu().numpy()
+        return pixels
 
-    def _preview(
-        self, view: Any, end: PredictedEnd, request: GenerationRequest, seed: int
-    ) -> bytes:
+    def _preview(self, view: Any, end: PredictedEnd, request: GenerationRequest) -> bytes:
         latents = self._family.unpacked(view, end.latents(), request)[0]
         pixels = self._colours.paint(latents, request.width, request.height)
-        return image_codec.encode(pixels, request, seed)
+        return image_codec.encode(pixels, request)
 
     def profile(self, request: GenerationRequest) -> Mapping[int, float]:
         with ExitStack() as stack:

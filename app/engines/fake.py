@@ -16,9 +16,11 @@ import numpy as np
 
 from app.domain.events import ImageFinished, PhaseStarted, Waited
 from app.domain.model_card import FakeTimes, ModelCard
+from app.domain.picture_facts import Origin, about
 from app.domain.request import GenerationRequest
 from app.engines import image_codec
 from app.engines.base import ALONE, Report, Sharing
+from app.engines.image_codec import Pixels
 from app.engines.run_gate import RunGate
 from app.engines.side_by_side import side_by_side
 from app.engines.turnstile import Turnstile
@@ -60,13 +62,16 @@ class FakeEngine:
             gate.loop_began()
             for step in range(1, request.steps_per_image + 1):
                 rider.share(kind, None, self._step)
-                shown = step in request.preview_steps
-                preview = self._picture(request, seed) if shown else None
+                preview = None
+                if step in request.preview_steps:
+                    preview = image_codec.encode(self._pixels(request, seed), request)
                 gate.stepped(index, step, preview, rider)
             gate.loop_ended(index)
         tokens = len(request.prompt.split())
-        picture = self._picture(request, seed)
-        report(ImageFinished(index, picture, seed, request.media_type, tokens))
+        pixels = self._pixels(request, seed)
+        image = image_codec.encode(pixels, request, about(request, seed, Origin()))
+        small = image_codec.thumbnail(pixels) if self._times.thumbnails else None
+        report(ImageFinished(index, image, seed, request.media_type, tokens, small))
 
     def _step(self, pictures: Sequence[None]) -> Sequence[None]:
         """One step of as many pictures as the card lets share one; more take as much longer."""
@@ -77,22 +82,20 @@ class FakeEngine:
         counts = [count for count in (1, 2, 4, 8) if count <= self._times.batch]
         return dict.fromkeys(counts, self._times.step_seconds) if counts[1:] else {}
 
-    def _picture(self, request: GenerationRequest, seed: int) -> bytes:
+    def _pixels(self, request: GenerationRequest, seed: int) -> Pixels:
         shape = (request.height, request.width, 3)
         if self._times.noise:
-            pixels = _noise(shape)
-        else:
-            digest = hashlib.sha256(f"{seed} {request.prompt}".encode()).digest()
-            flat = digest[:3] * (request.width * request.height)
-            pixels = np.frombuffer(flat, np.uint8).reshape(shape)
-        return image_codec.encode(pixels, request, seed)
+            return _noise(shape)
+        digest = hashlib.sha256(f"{seed} {request.prompt}".encode()).digest()
+        flat = digest[:3] * (request.width * request.height)
+        return np.frombuffer(flat, np.uint8).reshape(shape)
 
     def unload(self) -> None:
         pass
 
 
 @cache
-def _noise(shape: tuple[int, int, int]) -> image_codec.Pixels:
+def _noise(shape: tuple[int, int, int]) -> Pixels:
     """As hard to compress as a photograph: smooth, with a little noise on it."""
     height, width, _ = shape
     across, down = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))

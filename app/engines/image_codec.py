@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
+import sys
+from collections.abc import Mapping
 
 import fpng
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from app.domain.errors import InvalidRequest
 from app.domain.request import MAX_INPUT_PIXELS, GenerationRequest
+from app.engines import picture_text
 
 Pixels = NDArray[np.uint8]
 """Height x width x 3, RGB, 0 to 255."""
@@ -20,44 +21,54 @@ Pixels = NDArray[np.uint8]
 _AFTER_HEADER = 8 + 25
 """Where the first chunk after a PNG's signature (8 bytes) and IHDR (25 bytes) begins."""
 
+_THUMBNAIL, _SMALL_ENOUGH = 256, 384
+"""Pixels of the longer side: what a thumbnail has at most, and what needs none."""
 
-def encode(pixels: Pixels, request: GenerationRequest, seed: int) -> bytes:
-    """One picture in the request's format; a PNG also tells how it was drawn."""
+
+def encode(
+    pixels: Pixels, request: GenerationRequest, about: Mapping[str, str] | None = None
+) -> bytes:
+    """One picture in the request's format, which tells what is in `about` and nothing else."""
+    about = about or {}
     if request.output_format == "png":
-        about = {
-            "prompt": request.prompt,
-            "negative_prompt": request.negative_prompt,
-            "seed": str(seed),
-            "model": request.model,
-            "sampler": request.sampler,
-            "num_inference_steps": str(request.num_inference_steps),
-            "guidance_scale": f"{request.guidance_scale:g}",
-        }
-        return encode_png(pixels, {key: value for key, value in about.items() if value})
+        return encode_png(pixels, about)
+    room = picture_text.JPEG_ROOM if request.output_format == "jpeg" else sys.maxsize
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(
-        buffer, format=request.output_format, quality=request.output_compression
+        buffer,
+        format=request.output_format,
+        quality=request.output_compression,
+        **(picture_text.exif_and_xmp(about, room) if about else {}),
     )
     return buffer.getvalue()
 
 
-def encode_png(pixels: Pixels, about: dict[str, str]) -> bytes:
-    """A lossless PNG with `about` as international text chunks (PNG specification, iTXt).
+def encode_png(pixels: Pixels, about: Mapping[str, str]) -> bytes:
+    """A lossless PNG with `about` as text.
 
     fpng is some 60 times faster than Pillow at 1024 x 1024 for files about a fifth larger.
     """
     height, width, channels = pixels.shape
-    png: bytes = fpng.fpng_ext.encode_image_to_memory(
-        np.ascontiguousarray(pixels).tobytes(), width, height, channels
+    png = memoryview(
+        fpng.fpng_ext.encode_image_to_memory(
+            np.ascontiguousarray(pixels).tobytes(), width, height, channels
+        )
     )
-    chunks = b"".join(_text_chunk(key, value) for key, value in about.items())
-    return png[:_AFTER_HEADER] + chunks + png[_AFTER_HEADER:]
+    return b"".join((png[:_AFTER_HEADER], *picture_text.png_chunks(about), png[_AFTER_HEADER:]))
 
 
-def _text_chunk(key: str, value: str) -> bytes:
-    # Keyword, NUL, not compressed (two zero bytes), no language, no translated keyword, UTF-8 text.
-    body = b"iTXt" + key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()
-    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+def thumbnail(pixels: Pixels) -> bytes | None:
+    """A small WebP that tells nothing of itself; None of a picture that is small enough itself.
+
+    Pillow halves it by averages first; of the encoder's ways, a quick one for files hardly larger.
+    """
+    if max(pixels.shape[:2]) <= _SMALL_ENOUGH:
+        return None
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="webp", quality=80, method=2)
+    return buffer.getvalue()
 
 
 def decode(data: bytes, param: str) -> Image.Image:
