@@ -21,7 +21,7 @@ from app.domain.errors import (
     UnknownModel,
     WorkerCrashed,
 )
-from app.domain.events import Failed, JobCancelled, NumberedEvent
+from app.domain.events import Failed, NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest, replay
@@ -191,15 +191,12 @@ class ImageService:
     async def resume(self) -> None:
         """Take up the jobs that an earlier process has left, and know again who asked for what.
 
-        One that was only for somebody who waited for it is cancelled: that connection is gone.
-        Raises StoreUnavailable.
+        One that was only for somebody who waited for it is cancelled. Raises StoreUnavailable.
         """
         await self._remember_requests()
         for job in await self._board.unfinished():
             card = self._cards.get(job.request.model)
-            if job.grace == 0.0:
-                self._board.publish(job.id, JobCancelled())
-            elif card is None:
+            if card is None:
                 gone = ModelUnavailable("The model of this job is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))
             elif job.attempt >= _MAX_STARTS:
@@ -209,7 +206,7 @@ class ImageService:
                 self._attendance.grant(job.id, job.grace)
                 self._scheduler.submit(job, card)
                 self.attend(job)
-                await self.leave(job)
+                await self.leave(job)  # its client went with the connection
 
     async def _remember_requests(self) -> None:
         now = time.time()

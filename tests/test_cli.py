@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import _show_trials
+from app.cli.measuring import show_trials
 from app.presets import FILE_NAME, GATES, Presets, Trial
 from app.scheduling.batch_profile import BatchProfiles
 from app.settings import load_cards
@@ -145,7 +145,7 @@ def test_calibrate_prints_why_a_technique_is_refused(capsys: pytest.CaptureFixtu
     rough = Trial(technique="rough", speedup=1.5, psnr=25.0, ssim=0.9, pictures=32)
     slow = Trial(technique="slow", speedup=0.9, psnr=60.0, ssim=1.0, pictures=32)
     broken = Trial(technique="broken", failed="no compiler")
-    _show_trials([rough, slow, broken])
+    show_trials([rough, slow, broken])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == ["rough", "1.50x"]
     assert lines[1].split()[-2:] == ["refused", "passed"]

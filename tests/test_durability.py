@@ -439,3 +439,35 @@ async def test_a_database_server_and_a_bucket_serve_as_well(
                 await asyncio.sleep(0.2)
         assert (await client.post(path, json={"prompt": "after"})).status_code == 200
         assert (await client.get("/jobs", params={"q": "now"})).json()["jobs"] == []
+
+
+def test_the_shell_tells_statistics_with_and_without_a_server(tmp_path: Path) -> None:
+    port = free_port()
+
+    def stats(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "app", "stats", *words],
+            env={
+                **os.environ,
+                **fake_settings(),
+                "EASEL_DATA_DIR": str(tmp_path),
+                "EASEL_PORT": str(port),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    async def draw() -> str:
+        async with living(tmp_path, port) as life, client_of(life) as client:
+            for _ in range(2):
+                await client.post("/v1/images/generations", json={"prompt": "x"})
+            told = await asyncio.to_thread(stats, "--json")
+            await asyncio.to_thread(life.stop)
+            return told.stdout
+
+    with_server = json.loads(asyncio.run(draw()))
+    assert with_server["statuses"] == {"succeeded": 2}
+    assert json.loads(stats("--json").stdout) == with_server
+    assert "2 succeeded; 100.0% succeeded" in stats().stdout
+    assert stats("--owner", "nobody").stderr == "nothing was drawn yet\n"

@@ -113,7 +113,7 @@ def test_what_tells_nothing_is_an_error(
 def test_inspect_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(picture("png"))
     script = (
-        "import sys; from app.cli import _shell\n"
+        "import sys; from app.cli._shell import shell as _shell\n"
         "sys.argv = ['easel', 'inspect', 'one']\n"
         "try: _shell()\n"
         "finally: print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"

@@ -1,0 +1,16 @@
+"""Easel in the shell: serve, generate, inspect, stats, models, bench."""
+
+from __future__ import annotations
+
+from app.cli import drawing, history, measuring, serving
+from app.cli._shell import shell, stop
+from app.settings import ConfigurationError
+
+__all__ = ["drawing", "history", "main", "measuring", "serving"]
+
+
+def main() -> None:
+    try:
+        shell()
+    except ConfigurationError as error:
+        stop(str(error), 2)

@@ -1,0 +1,55 @@
+"""What all commands share: the shell they belong to, and how errors are told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from app.domain.errors import EaselError, InvalidRequest
+
+shell = typer.Typer(
+    help="A self-hosted image API in front of Stable Diffusion and Flux.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+
+
+def stop(text: str, status: int) -> NoReturn:
+    console.print(f"easel: {text}", style="red", highlight=False, markup=False)
+    sys.exit(status)
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End the process with a sentence and a status where an error would end it with a traceback."""
+    try:
+        yield
+    except InvalidRequest as error:
+        stop(f"{error.param or 'request'}: {error.message}", 2)
+    except EaselError as error:
+        stop(error.message, 1)
+    except OSError as error:
+        stop(f"{error.filename}: {error.strerror}", 1)
+    except KeyboardInterrupt:
+        stop("stopped", 130)
+
+
+def read_file(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        stop(f"{shown(str(path))}: {error.strerror}", 2)
+
+
+def shown(text: str) -> str:
+    """Text from outside: what could steer a terminal, or fake a line, shows as an escape."""
+    return "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text
+    )

@@ -1,0 +1,43 @@
+"""`easel serve` and `easel models`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.cli._shell import shell
+from app.settings import load_cards, load_settings
+
+
+@shell.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.")] = None,
+) -> None:
+    """Serve the API until SIGTERM or Ctrl-C."""
+    from app.server import run
+
+    given = {"host": host, "port": port}
+    run(load_settings(**{name: value for name, value in given.items() if value is not None}))
+
+
+@shell.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the models that have a card."""
+    cards = load_cards(load_settings().models_dir).values()
+    if as_json:
+        print(json.dumps([card.model_dump(mode="json") for card in cards], indent=2))
+        return
+    table = Table("id", "family", "size", "steps", "tasks", "title", box=None)
+    for card in cards:
+        default = card.defaults
+        size = f"{default.width}x{default.height}"
+        steps = str(default.num_inference_steps)
+        table.add_row(card.id, card.family, size, steps, ", ".join(card.tasks), card.title)
+    Console().print(table)
