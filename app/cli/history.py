@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from typing import Annotated
 
@@ -29,6 +30,7 @@ def stats(
 
     Asks the server that runs with these settings, and looks into the database where none does.
     """
+    logging.basicConfig(level=logging.ERROR)
     with errors_told():
         report = asyncio.run(_report(load_settings(), days, owner))
     if as_json:
