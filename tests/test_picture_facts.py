@@ -15,6 +15,7 @@ import shutil
 import struct
 import subprocess
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -424,6 +425,14 @@ def test_a_text_made_to_take_long_does_not(text: str) -> None:
     start = time.process_time()
     read_parameters("x\n" + text)
     assert time.process_time() - start < 2
+
+
+def test_a_text_made_to_take_room_does_not() -> None:
+    tracemalloc.start()
+    read_parameters('x\nab: "' + "a" * 1_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000
 
 
 @pytest.mark.parametrize(

