@@ -107,12 +107,19 @@ class Turnstile:
 
     A piece that has waited `starvation` seconds goes first whatever its rank is. With `overlap`, work
     that is done alone runs in the caller's thread, beside the shared pieces: for devices with queues
-    of their own.
+    of their own. The device's thread calls `begin` before its first work.
     """
 
-    def __init__(self, *, starvation: float = 10.0, overlap: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        starvation: float = 10.0,
+        overlap: bool = False,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
         self.overlap = overlap
         self._starvation = starvation
+        self._begin = begin
         self._pending: list[_Piece] = []
         self._riders: set[Rider] = set()
         self._changed = threading.Condition()
@@ -167,6 +174,7 @@ class Turnstile:
     # -- the device's side -------------------------------------------------------------------------
 
     def _work(self) -> None:
+        self._begin()
         while (pieces := self._next()) is not None:
             began = time.monotonic()
             for piece in pieces:

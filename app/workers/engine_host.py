@@ -36,6 +36,12 @@ def engine_for(card: ModelCard, turnstile: Turnstile) -> Engine:
     raise ModelUnavailable(f"No engine draws models of family {card.family}.")
 
 
+def _use_all_cores() -> None:
+    from app.engines import cores
+
+    cores.use_all()
+
+
 class EngineHost:
     """Engines on one device, within a budget of bytes. Several threads may run at once.
 
@@ -54,7 +60,11 @@ class EngineHost:
         memory: int = 0,
         make: Callable[[ModelCard, Turnstile], Engine] = engine_for,
     ) -> None:
-        turnstile = self._turnstile = Turnstile(overlap=device.startswith("cuda"))
+        self._on_cpu = device == "cpu"
+        turnstile = self._turnstile = Turnstile(
+            overlap=device.startswith("cuda"),
+            begin=_use_all_cores if self._on_cpu else lambda: None,
+        )
         self._residency = Residency(
             device, budget, memory, lambda card: make(card, turnstile), changed
         )
@@ -63,6 +73,14 @@ class EngineHost:
     def room(self) -> int:
         """Bytes that models may share; 0 is no limit."""
         return self._residency.room.shared
+
+    def adopt_thread(self) -> None:
+        """Prepare the calling thread, if it is one that will run nothing but this host's jobs: on a CPU
+        all cores are for the thread that does the device's work."""
+        if self._on_cpu:
+            from app.engines import cores
+
+            cores.use_one()
 
     def run(
         self,

@@ -39,8 +39,7 @@ class Worker:
     """Runs jobs in `capacity` threads, made when they are first needed, and calls beside them. `send`
     may be called from any of them. `memory` is the device's, in bytes (0: not known).
 
-    The threads are kept: each Python thread that enters torch gets its own OpenMP team, and making
-    one for every run would cost more than a small step.
+    The threads are kept: what a thread of its own needs (see `engines.cores`) is made once.
     """
 
     def __init__(
@@ -55,8 +54,9 @@ class Worker:
         self._send = send
         self._memory = memory
         self._host = EngineHost(device, budget, send, memory=memory)
-        self._threads = ThreadPoolExecutor(capacity, thread_name_prefix="run")
-        self._callers = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="call")
+        adopt = self._host.adopt_thread
+        self._threads = ThreadPoolExecutor(capacity, "run", initializer=adopt)
+        self._callers = ThreadPoolExecutor(_CALLS_AT_ONCE, "call", initializer=adopt)
         self._live: set[str] = set()
         self._cancelled: set[str] = set()
         self._lock = threading.Lock()
