@@ -1,10 +1,10 @@
 """Run the benchmarks and print a table.
 
-    python -m bench [--quick] [latency] [gateway] [small] [cancel] [previews] [codec]
+    python -m bench [--quick] [NAME …]
 
-Everything stays on this machine and is bounded in time. Figures of a busy machine are worth little: the
-table tells the load average before and after. The exit status is 1 when pixels differ, and 0 otherwise
-whatever the figures are.
+`--list` tells the names; what needs a GPU is `python -m bench.gpu`. All stays on this machine and is
+bounded in time. Figures of a busy machine are worth little: the table tells the load average before
+and after. The exit status is 1 when pixels differ, and 0 otherwise whatever the figures are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,16 +20,38 @@ from importlib import import_module, metadata
 
 from bench.stats import Row
 
-NAMES = ("latency", "gateway", "small", "cancel", "previews", "codec")
+NAMES = (
+    "latency",
+    "throughput",
+    "gateway",
+    "webcost",
+    "codec",
+    "small",
+    "preempt",
+    "cancel",
+    "previews",
+    "batching",
+    "eta",
+    "goodput",
+    "poisson",
+    "swaps",
+    "store",
+    "peers",
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Easel's benchmarks")
     parser.add_argument("--quick", action="store_true", help="fewer rounds; a first impression")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(NAMES)}")
+    parser.add_argument("--list", action="store_true", help="tell the names and end")
     given = parser.parse_args()
+    if given.list:
+        print("\n".join(NAMES))
+        return 0
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are ended on the way out
     before, start = _load(), time.monotonic()
     rows: list[Row] = []
     equal = True

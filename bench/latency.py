@@ -8,33 +8,17 @@ itself gives the noise band. The pixels of the two are compared for every pictur
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import statistics
 import time
 from contextlib import ExitStack
 from itertools import count
-from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from app.domain import samplers
 from app.domain.model_card import ModelCard
-from app.settings import load_cards, load_settings
 from bench.raw import RawPipeline
 from bench.server import BUNDLED, Client, serving
 from bench.stats import Row, in_turns, ms, verdict
+from bench.wishes import Wish, bundled, farthest, pixels_of, pixels_of_answer, raw_pipeline
 
-_PIPELINES = {"stable_diffusion": "StableDiffusionPipeline", "flux": "FluxPipeline"}
-_PROMPTS = (
-    "a red circle on a blue background",
-    "a green triangle",
-    "two yellow squares on black",
-    "a house under a night sky",
-    "a purple star and an orange circle",
-)
 _SETTLE = 0.05
 """Seconds before each timed picture in which threads of the other arm fall asleep."""
 
@@ -43,7 +27,7 @@ def run(*, quick: bool) -> tuple[list[Row], bool]:
     """The rows, and whether all pixels were equal."""
     rows: list[Row] = []
     equal = True
-    cards = load_cards(load_settings().models_dir)
+    cards = bundled()
     with serving(BUNDLED) as port:
         for name in ("sketch", "sketch-flux"):
             found, same = _model(cards[name], port, quick=quick)
@@ -55,29 +39,28 @@ def run(*, quick: bool) -> tuple[list[Row], bool]:
 def _model(card: ModelCard, port: int, *, quick: bool) -> tuple[list[Row], bool]:
     rounds = 2 if quick else 6
     with ExitStack() as stack:
-        raw = stack.enter_context(_raw(card))
+        raw = stack.enter_context(raw_pipeline(card))
         seeds = count(1)
         differing = 0
 
         def gateway() -> float:
             nonlocal differing
-            wish = _wish(card, next(seeds))
-            body = {"model": card.id, "prompt": wish["prompt"], "seed": wish["seed"]}
+            wish = Wish(card, next(seeds))
             client = Client(port)  # a new one: idle connections are closed by the server
             client.ask("GET", "/health")
             time.sleep(_SETTLE)
             start = time.perf_counter()
-            answer = client.ask("POST", "/v1/images/generations", body)
+            answer = client.ask("POST", "/v1/images/generations", wish.body())
             seconds = time.perf_counter() - start
             client.hang_up()
-            png = base64.b64decode(json.loads(answer)["data"][0]["b64_json"])
-            differing += not np.array_equal(_pixels(png), _pixels(raw.draw(wish)[1]))
+            stocks = pixels_of(raw.draw(wish.arguments())[1])
+            differing += farthest(pixels_of_answer(answer), stocks) > 0
             return seconds
 
         def stock(pipeline: RawPipeline) -> float:
-            wish = _wish(card, next(seeds))
+            wish = Wish(card, next(seeds))
             time.sleep(_SETTLE)
-            return pipeline.draw(wish)[0]
+            return pipeline.draw(wish.arguments())[0]
 
         for _ in range(2):  # the first picture of each process pays for lazy set-up
             gateway()
@@ -92,7 +75,7 @@ def _model(card: ModelCard, port: int, *, quick: bool) -> tuple[list[Row], bool]
             Row("latency", f"{what}: pictures that differ", str(differing), "0 (G7)"),
         ]
         if not quick:
-            busy = stack.enter_context(_raw(card, spin_count=None))
+            busy = stack.enter_context(raw_pipeline(card, spin_count=None))
             for _ in range(2):
                 stock(busy)
             waits = in_turns(lambda: stock(busy), lambda: stock(raw), rounds // 2)
@@ -101,26 +84,3 @@ def _model(card: ModelCard, port: int, *, quick: bool) -> tuple[list[Row], bool]
                 Row("latency", f"{what}: raw, default / the worker's OMP spin count", figure)
             )
         return rows, differing == 0
-
-
-def _raw(card: ModelCard, spin_count: str | None = "10000") -> RawPipeline:
-    scheduler = samplers.BY_FAMILY[card.family][card.defaults.sampler].scheduler
-    return RawPipeline(_PIPELINES[card.family], scheduler, card.source, spin_count)
-
-
-def _wish(card: ModelCard, seed: int) -> dict[str, Any]:
-    wish: dict[str, Any] = {
-        "prompt": _PROMPTS[seed % len(_PROMPTS)],
-        "seed": seed,
-        "width": card.defaults.width,
-        "height": card.defaults.height,
-        "num_inference_steps": card.defaults.num_inference_steps,
-        "guidance_scale": card.defaults.guidance_scale,
-    }
-    if card.family == "flux":
-        wish["max_sequence_length"] = card.defaults.max_sequence_length
-    return wish
-
-
-def _pixels(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -27,14 +27,14 @@ FAKE = {
 BUNDLED = {"EASEL_PRELOAD": '["sketch", "sketch-flux"]', "EASEL_DEVICES": '["cpu"]'}
 """Settings under which the bundled models draw on the CPU."""
 
-_START_SECONDS = 120.0
+_START_SECONDS = 60.0
 
 
 class Client:
     """One kept-alive connection. Answers other than 2xx raise RuntimeError."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection(HOST, port, timeout=120)
+        self._connection = http.client.HTTPConnection(HOST, port, timeout=300)
 
     def ask(self, method: str, path: str, body: object = None) -> bytes:
         """Send and read the whole answer; nothing is decoded."""
@@ -73,33 +73,45 @@ class Client:
 @contextmanager
 def serving(settings: dict[str, str]) -> Iterator[int]:
     """A server with these settings and an empty data folder, ready to draw; yields its port."""
-    port = _free_port()
     with tempfile.TemporaryDirectory(prefix="easel-bench-") as folder:
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("EASEL_")},
             **settings,
             "EASEL_DATA_DIR": folder,
         }
-        log = Path(folder) / "server.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "app", "serve", "--host", HOST, "--port", str(port)],
-                env=environment,
-                cwd=Path(__file__).parent.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-            )
-        try:
-            _wait_until_ready(process, port, log)
+        command = [sys.executable, "-m", "app", "serve", "--host", HOST, "--port"]
+        with started(command, environment, Path(folder) / "server.log") as (port, _):
             yield port
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+
+
+@contextmanager
+def started(
+    command: list[str], environment: dict[str, str], log: Path, ready: str = "/ready"
+) -> Iterator[tuple[int, int]]:
+    """Run `command` with a free port as its last argument until it answers GET `ready`.
+
+    Yields the port and the process's id.
+    """
+    port = _free_port()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, str(port)],
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        _wait_until_ready(process, port, log, ready)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _free_port() -> int:
@@ -109,12 +121,12 @@ def _free_port() -> int:
         return port
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path, ready: str) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         client = Client(port)
         try:
-            client.ask("GET", "/ready")
+            client.ask("GET", ready)
             return
         except (OSError, RuntimeError, http.client.HTTPException):
             time.sleep(0.1)

@@ -75,3 +75,16 @@ def verdict(compared: Compared, noise: Compared) -> str:
     band = max(abs(noise.ratio - 1), spread(noise.second) / statistics.median(noise.second))
     told = "" if abs(compared.ratio - 1) > 2 * band else ", no difference"
     return f"ratio {compared.ratio:.3f}, noise band ± {band:.3f}{told}"
+
+
+def rates(compared: Compared) -> str:
+    """How many times as fast the first arm is, when the seconds are those of one picture.
+
+    The spread is that of the neighbours' ratios, so a drift of the machine is not counted as one.
+    """
+    pairs = zip(compared.first, compared.second, strict=True)
+    gains = [second / first for first, second in pairs]
+    rate, other = (1 / statistics.median(arm) for arm in (compared.first, compared.second))
+    return (
+        f"{1 / compared.ratio:.2f} ± {spread(gains):.2f} times ({rate:.2f} / {other:.2f} a second)"
+    )
