@@ -11,6 +11,10 @@ from app.job_board import JobBoard
 from app.service import ImageService
 from app.store.database import Database
 from app.store.pictures import PictureStore
+from app.webhooks.outbox import Webhooks
+
+_LAST_WEBHOOKS = 2.0
+"""Seconds that webhooks get to be delivered at the end."""
 
 
 class Gateway:
@@ -24,6 +28,7 @@ class Gateway:
         database: Database,
         pictures: PictureStore,
         housekeeping: Housekeeping,
+        webhooks: Webhooks,
     ) -> None:
         self.service = service
         self.scheduler = scheduler
@@ -31,6 +36,7 @@ class Gateway:
         self._database = database
         self._pictures = pictures
         self._housekeeping = housekeeping
+        self._webhooks = webhooks
         self._tidying: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -68,5 +74,6 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tidying
             await self._housekeeping.save()
+        await self._webhooks.close(_LAST_WEBHOOKS)
         await self._pictures.close()
         await self._database.close()

@@ -92,6 +92,7 @@ class JobBoard:
         grace: float = 0.0,
         digest: str = "",
         key: str | None = None,
+        webhook: str | None = None,
     ) -> Job:
         """A new job, which is stored when this returns. Raises StoreUnavailable, StorageFull."""
         now = self._clock()
@@ -106,6 +107,7 @@ class JobBoard:
             grace=grace,
             digest=digest,
             key=key,
+            webhook=webhook,
         )
         await self._store.accept(job)
         self._entries[job.id] = _Entry(job)

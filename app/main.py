@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from litestar import Litestar, Router
 from litestar.di import Provide
@@ -16,6 +17,8 @@ from app.api import a1111, diffugen, health, jobs, openai, pictures
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
 from app.archive import Archive
+from app.domain.events import NumberedEvent
+from app.domain.job import Job
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
 from app.gpu_scheduler import GpuScheduler
@@ -36,6 +39,7 @@ from app.store.links import Links
 from app.store.pictures import PictureStore
 from app.store.statistics import Statistics
 from app.store.timings import Timings
+from app.webhooks.outbox import Webhooks, kind_of
 from app.workers.base import WorkerPool
 from app.workers.local import LocalPool
 
@@ -68,6 +72,8 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         raise ConfigurationError(f"the store cannot be used: {error}") from error
     stored = PictureStore(database, blobs, memory_bytes=settings.image_memory)
     board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
+    webhooks = Webhooks(settings.webhook_policy())
+    board.observe(partial(_tell, webhooks))
     times = PhaseTimes()
     scheduler = GpuScheduler(
         pool
@@ -112,9 +118,16 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         board,
         archive,
         Presets(settings.data_dir / FILE_NAME),
+        check_webhook=webhooks.check,
+        metadata=settings.metadata,
     )
     housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
-    return Gateway(service, scheduler, board, database, stored, housekeeping)
+    return Gateway(service, scheduler, board, database, stored, housekeeping, webhooks)
+
+
+def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
+    if job.webhook is not None and (kind := kind_of(numbered)) is not None:
+        webhooks.tell(job.id, job.webhook, kind, jobs.shown(job))
 
 
 def create_app(settings: Settings, gateway: Gateway) -> Litestar:

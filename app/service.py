@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -61,6 +61,9 @@ class ImageService:
         board: JobBoard,
         archive: Archive,
         presets: Presets,
+        *,
+        check_webhook: Callable[[str], None],
+        metadata: bool = True,
     ) -> None:
         self._cards = cards
         self._default = cards[default_model]
@@ -69,6 +72,8 @@ class ImageService:
         self._board = board
         self.archive = archive
         self._presets = presets
+        self._check_webhook = check_webhook
+        self._metadata = metadata
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
         self._one_by_one = asyncio.Lock()
@@ -112,7 +117,9 @@ class ImageService:
     def resolve(self, given: Arguments, family: str | None = None) -> GenerationRequest:
         """The request that a submission would draw. Raises InvalidRequest."""
         card = self.model(given.model, family)
-        request = card.resolve(given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT))
+        request = card.resolve(
+            given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
+        )
         technique = self._presets.technique(card, self._device, request.preset)
         return msgspec.structs.replace(request, technique=technique)
 
@@ -149,6 +156,8 @@ class ImageService:
         goes on.
         """
         request = self.resolve(given, family)
+        if given.webhook is not None:
+            self._check_webhook(given.webhook)
         self.archive.check_room()
         with self._scheduler.room():
             job = await self._board.open(
@@ -159,6 +168,7 @@ class ImageService:
                 grace=grace,
                 digest=attempt.digest if attempt else "",
                 key=attempt.key if attempt else None,
+                webhook=given.webhook,
             )
         self._attendance.grant(job.id, grace)
         self._scheduler.submit(job, self._cards[request.model])

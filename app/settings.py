@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import ByteSize, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import ByteSize, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,7 @@ from pydantic_settings import (
 
 from app.domain.model_card import ModelCard
 from app.store.history import Limits
+from app.webhooks.policy import WebhookPolicy
 from app.workers.budget import Budget
 
 _PACKAGE = Path(__file__).parent
@@ -85,6 +86,9 @@ class Settings(BaseSettings):
     history_bytes: ByteSize = ByteSize(0)
     owner_jobs: int = Field(default=0, ge=0)
     owner_bytes: ByteSize = ByteSize(0)
+    metadata: bool = True
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_secret: SecretStr = SecretStr("")
     image_memory: PositiveInt = 256 * 1024 * 1024
 
     @classmethod
@@ -122,6 +126,13 @@ class Settings(BaseSettings):
             jobs_of_owner=self.owner_jobs or None,
             bytes_of_owner=self.owner_bytes or None,
         )
+
+    def webhook_policy(self) -> WebhookPolicy:
+        """Where webhooks may go, and what signs them. Raises ConfigurationError."""
+        try:
+            return WebhookPolicy(self.webhook_hosts, self.webhook_secret.get_secret_value())
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
 
     def device_names(self) -> tuple[str, ...]:
         """The devices to use, found without importing torch."""

@@ -65,6 +65,7 @@ class PictureFields(BaseModel):
     priority: Priority | None = None
     deadline: Seconds | None = None
     timeout: Seconds | None = None
+    webhook: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -111,6 +112,7 @@ class PictureFields(BaseModel):
             output_format=self.output_format,
             output_compression=self.output_compression,
             metadata=self.metadata,
+            webhook=self.webhook,
             terms=Terms(
                 priority=self.priority or "interactive",
                 deadline=self.deadline,

@@ -45,6 +45,7 @@ class Job(msgspec.Struct, kw_only=True):
     grace: float = 0.0
     digest: str = ""
     key: str | None = None
+    webhook: str | None = None
     last_event: int = 0
     status: Status = "queued"
     attempt: int = 0

@@ -70,6 +70,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     preset: str | None = None
     previews: int | None = None
     metadata: bool | None = None
+    webhook: str | None = None
     terms: Terms = Terms()
 
 
