@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
-from app.domain.errors import ShuttingDown
+from app.domain.errors import NotFound, ShuttingDown
 from app.domain.events import TERMINAL, JobEvent, NumberedEvent, Progressed, Started
 from app.domain.job import Job
 from app.domain.request import GenerationRequest, Terms
@@ -36,14 +36,20 @@ _WITH_PREVIEWS = 16
 _PATIENCE = 2.0
 """Seconds that followers wait for a store that does not answer."""
 
+_LAZY = 0.25
+"""Seconds that progress may wait to be stored together with more of it, when nobody follows the job."""
+
 _PAUSE = 1.0
 """Seconds between two attempts to store what could not be stored."""
+
+_GOES_ON = "The server is shutting down; the job goes on when it is back."
 
 Observer = Callable[[Job, NumberedEvent], None]
 
 
 class _Entry(msgspec.Struct):
-    """`events` begin after number `base`; `last` and `over` run ahead of what is stored."""
+    """`events` begin after number `base`; `last` and `over` run ahead of what is stored. `readers` want
+    every event at once."""
 
     job: Job
     base: int = 0
@@ -51,6 +57,7 @@ class _Entry(msgspec.Struct):
     attempt: int = 0
     over: bool = False
     gone: bool = False
+    readers: int = 0
     events: list[NumberedEvent] = msgspec.field(default_factory=list)
     news: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
@@ -72,6 +79,7 @@ class JobBoard:
         self._outbox: list[News] = []
         self._unstored: list[News] = []
         self._writer: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._repair: asyncio.Task[None] | None = None
         self._observers: list[Observer] = []
         self._closing = self._closed = False
@@ -166,8 +174,22 @@ class JobBoard:
             entry.attempt = event.attempt
         numbered = NumberedEvent(entry.last, self._clock(), event)
         self._outbox.append(News(job_id, entry.attempt, numbered, picture))
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write())
+        if isinstance(event, Progressed) and not entry.readers:
+            if self._later is None:
+                self._later = asyncio.get_running_loop().call_later(_LAZY, self._write_now)
+        else:
+            self._write_now()
+
+    async def ended(self, job_id: str) -> Job:
+        """The job, once it has ended. Raises what `follow` raises."""
+        entry = self._entries.get(job_id)
+        while entry is not None and not entry.job.ended:
+            if entry.gone:
+                raise NotFound("There is no such job.", param="id")
+            if self._closed:
+                raise ShuttingDown(_GOES_ON)
+            await entry.news.wait()
+        return entry.job if entry else await self._store.get(job_id)
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
         """Every event numbered above `after`, past and to come; ends after the terminal one.
@@ -183,6 +205,15 @@ class JobBoard:
                 yield numbered
         if entry is None:
             return
+        entry.readers += 1
+        try:
+            self._write_now()
+            async for numbered in self._news_of(entry, seen):
+                yield numbered
+        finally:
+            entry.readers -= 1
+
+    async def _news_of(self, entry: _Entry, seen: int) -> AsyncIterator[NumberedEvent]:
         while True:
             news = entry.news
             while seen < entry.base + len(entry.events):
@@ -191,7 +222,7 @@ class JobBoard:
             if entry.job.ended or entry.gone:
                 return
             if self._closed:
-                raise ShuttingDown("The server is shutting down; the job goes on when it is back.")
+                raise ShuttingDown(_GOES_ON)
             await news.wait()
 
     async def close(self) -> None:
@@ -200,6 +231,7 @@ class JobBoard:
         if self._repair is not None:
             self._repair.cancel()
             await asyncio.gather(self._repair, return_exceptions=True)
+        self._write_now()
         if self._writer is not None:
             await self._writer
         if self._unstored:
@@ -209,6 +241,13 @@ class JobBoard:
             entry.news.set()
 
     # -- storing -----------------------------------------------------------------------------------
+
+    def _write_now(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        if self._outbox and self._writer is None:
+            self._writer = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
         try:

@@ -254,9 +254,7 @@ class ImageService:
 
     async def wait(self, job_id: str) -> Job:
         """The job, once it has ended. Raises what `follow` raises."""
-        async for _ in self._board.follow(job_id):
-            pass
-        return await self._board.get(job_id)
+        return await self._board.ended(job_id)
 
     async def cancel(self, job_id: str) -> Job:
         """End a job; one that has ended stays as it is. Raises NotFound."""

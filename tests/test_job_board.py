@@ -397,3 +397,48 @@ async def test_who_looks_on_hears_everything_and_holds_nobody_up(board: JobBoard
         board.publish(job_id, event)
     await collect(board, job_id)
     assert heard == [(job_id, 1, "running"), (job_id, 2, "succeeded")]
+
+
+async def test_progress_that_nobody_follows_is_stored_together(
+    board: JobBoard, store: Store
+) -> None:
+    job_id = await open_job(board)
+    board.publish(job_id, Started("w", 1))
+    for number in range(1, 6):
+        board.publish(job_id, step(number))
+        await asyncio.sleep(0.01)
+    assert len(store.stored) < 6
+    assert (await board.get(job_id)).step != 5
+    async with asyncio.timeout(2):
+        while (await board.get(job_id)).step != 5:
+            await asyncio.sleep(0.01)
+    assert len(store.stored) == 6
+
+
+async def test_who_comes_to_follow_waits_for_nothing(board: JobBoard, store: Store) -> None:
+    job_id = await open_job(board)
+    board.publish(job_id, step(1))
+    began = asyncio.get_running_loop().time()
+    follower = board.follow(job_id)
+    assert (await anext(follower)).number == 1
+    for number in (2, 3, 4):
+        board.publish(job_id, step(number))
+        assert (await anext(follower)).number == number
+    assert asyncio.get_running_loop().time() - began < 0.25
+
+
+async def test_the_end_of_a_job_can_be_waited_for(board: JobBoard) -> None:
+    job_id = await open_job(board)
+    waiting = asyncio.create_task(board.ended(job_id))
+    board.publish(job_id, step(1))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    board.publish(job_id, Succeeded())
+    assert (await asyncio.wait_for(waiting, 1)).status == "succeeded"
+    assert (await board.ended(job_id)).status == "succeeded"
+    going = await open_job(board)
+    left = asyncio.create_task(board.ended(going))
+    await asyncio.sleep(0)
+    await board.close()
+    with pytest.raises(ShuttingDown):
+        await left
