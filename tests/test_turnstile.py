@@ -321,6 +321,25 @@ def test_a_more_urgent_run_between_two_steps_is_waited_for(
     assert device.done == [["mine"], ["other"]]
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_who_goes_on_alone_is_waited_for_by_the_less_urgent_only(
+    one: Turnstile, device: Device, patience: Callable[[float], None], level: int
+) -> None:
+    patience(LONG)
+    rider, standing = returning(one, Sharing((0, 0.0), 8))
+    rider.last_shared()
+    began = time.monotonic()
+    other = Run(one, shared(device, "other"), Sharing((level, 1.0), 8))
+    if level == 0:
+        other.end()
+        assert time.monotonic() - began < LONG / 2
+    else:
+        waiting(one, 1)
+    assert rider.do(lambda: len(device.done)) == 1 - level
+    standing.__exit__(None, None, None)
+    other.end()
+
+
 def test_a_run_is_waited_for_only_briefly_and_only_once(
     one: Turnstile, device: Device, patience: Callable[[float], None]
 ) -> None:

@@ -49,9 +49,11 @@ class ImageGate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._rider.step_aside()
-        if kind is None:
-            self._run.loop_ended(self._image)
+        if kind is not None:
+            self._rider.step_aside()
+            return
+        self._rider.last_shared()
+        self._run.loop_ended(self._image)
 
     def update(self, steps: int = 1) -> None:
         """The pipeline's own count of steps; ours comes from the callback, which never skips one."""
@@ -71,7 +73,7 @@ class ImageGate:
         calls: int = view.num_timesteps
         done = (index + 1) * self._steps // calls
         if index + 1 == calls:
-            self._rider.step_aside()
+            self._rider.last_shared()  # to be decoded, before less urgent ones go on
             if not torch.isfinite(tensors["latents"]).all():
                 raise InvalidOutput("The model produced values that are not numbers.")
         if done > self._told:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 Together = Callable[[Sequence[Any]], Sequence[Any]]
 """Does several payloads of one kind at once: a result, or an exception, for each of them."""
 
-_PATIENCE = 0.2, 0.002, 0.1
+_PATIENCE = 0.2, 0.01, 0.1
 """How long one waits for a run that is between two of its steps: this share of the last piece of
 work, but at least and at most so many seconds. A run's own part of a step takes a millisecond."""
 
@@ -81,6 +81,10 @@ class Rider:
     def step_aside(self) -> None:
         """No shared piece will follow soon: nobody needs to wait for one."""
         self._turnstile.expect(self, returning=False)
+
+    def last_shared(self) -> None:
+        """What follows soon is done alone: only who is less urgent needs to wait for it."""
+        self._turnstile.expect(self, returning=True, alone=True)
 
     def _pass(self, kind: Hashable, payload: Any, together: Together) -> Any:
         piece = _Piece(self, kind, payload, together)
@@ -166,9 +170,11 @@ class Turnstile:
                 return True
             return False
 
-    def expect(self, rider: Rider, *, returning: bool) -> None:
+    def expect(self, rider: Rider, *, returning: bool, alone: bool = False) -> None:
         with self._changed:
             rider.returning = returning
+            if alone:
+                rider.kind = None
             self._changed.notify()
 
     # -- the device's side -------------------------------------------------------------------------
@@ -269,7 +275,8 @@ class Turnstile:
             if rider.returning
             and rider.thread.is_alive()
             and (
-                self._place(rider, rider.kind) < place
+                (rider.kind is not None and self._place(rider, rider.kind) < place)
+                or rider.sharing.rank[0] < first.rider.sharing.rank[0]
                 or (len(chosen) < min(most, rider.sharing.batch) and self._alike(first, rider))
             )
         ]
