@@ -75,7 +75,9 @@ class _Watcher:
             for event in told
             if event.get("eta_seconds") is not None
         ]
-        return errors(job["created"], job["eta_seconds"], etas, told[-1]["timestamp"])
+        # The answer may be given before the first event is stored; that one follows at once.
+        promised = job["eta_seconds"] or etas[0][1]
+        return errors(job["created"], promised, etas, told[-1]["timestamp"])
 
 
 def _rows(what: str, found: Sequence[tuple[float, float]], *, goal: bool) -> list[Row]:
