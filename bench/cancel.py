@@ -63,8 +63,8 @@ def _once(port: int, number: int, freed: list[float], steps: list[float]) -> byt
     time.sleep(statistics.median(steps) * (number % 5) / 5)  # at any moment of a step
     left = time.time()
     drawing.hang_up()
-    told = list(other.events("GET", f"/jobs/{waiting}/events"))
-    started = next(event["timestamp"] for event in told if "worker" in event)
+    story = list(other.events("GET", f"/jobs/{waiting}/events"))
+    started = next(event["timestamp"] for event in story if "worker" in event)
     freed.append(started - left)
     (image,) = json.loads(other.ask("GET", f"/jobs/{waiting}"))["images"]
     png = other.ask("GET", f"/images/{image}")
