@@ -73,6 +73,15 @@ def test_jobs_are_found_by_words_and_by_what_they_are(client: httpx.Client) -> N
     assert listed(client, since=owl["created"], **of_both) == [owl["id"]]
 
 
+def test_a_new_job_says_at_once_when_it_will_be_done(client: httpx.Client) -> None:
+    wait(client, client.post("/jobs", json={"prompt": "x", "steps": 50}).json()["id"])
+    running = client.post("/jobs", json={"prompt": "x", "steps": 50}).json()
+    waiting = client.post("/jobs", json={"prompt": "x", "steps": 50}).json()
+    assert 0.3 < running["eta_seconds"] < waiting["eta_seconds"]
+    assert waiting["queue_position"] == 1
+    wait(client, waiting["id"])
+
+
 def test_pages_hold_every_job_once(client: httpx.Client) -> None:
     for number in range(7):
         draw(client, f"page {number}", owner="pager", steps=1)

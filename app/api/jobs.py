@@ -48,7 +48,7 @@ async def create_job(
     """Take a job and answer at once; it goes on whether or not anybody watches."""
     owner = owner_of(request, doors)
     job = await service.submit(data.to_arguments(), owner=owner, door="jobs", grace=FOREVER)
-    return shown(job)
+    return await _with_outlook(service, job)
 
 
 @post("/jobs/{job_id:str}/replay", status_code=202, **answers(JobShown, *SUBMITS, status=202))
@@ -59,7 +59,15 @@ async def replay_job(
     doors: NamedDependency[DoorSettings],
 ) -> dict[str, Any]:
     """Draw a job again, exactly as it was."""
-    return shown(await service.replay(job_id, owner=owner_of(request, doors), door="jobs"))
+    job = await service.replay(job_id, owner=owner_of(request, doors), door="jobs")
+    return await _with_outlook(service, job)
+
+
+async def _with_outlook(service: ImageService, job: Job) -> dict[str, Any]:
+    """A new job, once it is known when it will be done: its first event says that."""
+    with contextlib.suppress(Unavailable):  # it is accepted all the same
+        await anext(service.follow(job.id))
+    return shown(job)
 
 
 @get("/jobs", **answers(JobList, 400, 503))
