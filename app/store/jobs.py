@@ -72,6 +72,16 @@ class _Known(msgspec.Struct):
     changed: bool = False
 
 
+# Made once: in the making of statements lies most of what SQLAlchemy costs.
+_KNOW = (
+    select(*(JOBS.c.id, JOBS.c.seq, DETAILS.c.value, JOBS.c.last_event, JOBS.c.started))
+    .add_columns(JOBS.c.waited, JOBS.c.bytes)
+    .join(DETAILS)
+    .where(JOBS.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(JOBS.c.seq)  # everybody locks in this order
+    .with_for_update(of=JOBS)
+)
+_TELL = insert(EVENTS)
 _APPEND = (
     update(JOBS)
     .where(JOBS.c.seq == bindparam("of"))
@@ -221,14 +231,7 @@ def _insert(connection: Connection, job: Job) -> None:
 
 
 def _append(connection: Connection, news: Sequence[News]) -> list[bool]:
-    columns = (JOBS.c.id, JOBS.c.seq, DETAILS.c.value, JOBS.c.last_event, JOBS.c.started)
-    found = connection.execute(
-        select(*columns, JOBS.c.waited, JOBS.c.bytes)
-        .join(DETAILS)
-        .where(JOBS.c.id.in_({one.job_id for one in news}))
-        .order_by(JOBS.c.seq)  # everybody locks in this order
-        .with_for_update(of=JOBS)
-    )
+    found = connection.execute(_KNOW, {"ids": sorted({one.job_id for one in news})})
     known = {row[0]: _Known(row[1], _job_of(row[2]), *row[3:]) for row in found}
     events: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
@@ -244,7 +247,7 @@ def _append(connection: Connection, news: Sequence[News]) -> list[bool]:
             images.append(msgspec.structs.asdict(one.picture) | {"job": at.seq})
         told.append(True)
     if events:
-        connection.execute(insert(EVENTS), events)
+        connection.execute(_TELL, events)
         changed = [at for at in known.values() if at.changed]
         connection.execute(_APPEND, [_changed(at) for at in changed])
         values = [{"of": at.seq, "new_value": _encode(at.job)} for at in changed]
