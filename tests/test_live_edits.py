@@ -163,6 +163,7 @@ def test_parts_come_in_any_order_and_text_is_read_as_numbers(gateway: Gateway) -
         ("image[]", ("i.png", RED_PNG)),
         ("size", (None, "")),
         ("steps", (None, "2")),
+        ("preset", (None, "strict")),  # two that share steps may be rounded otherwise
         ("prompt", (None, BLUE_CIRCLE)),
     ]
     with gateway.client() as client:
