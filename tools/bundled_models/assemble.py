@@ -103,7 +103,7 @@ def main() -> None:
         arguments.init,
     )
     for part in pipeline.components.values():
-        if isinstance(part, ConfigMixin):
+        if isinstance(part, ConfigMixin) and "_name_or_path" in part.config:
             # Where it was loaded from means nothing elsewhere.
             part.register_to_config(_name_or_path="")
     partial = arguments.out.with_name(arguments.out.name + ".partial")

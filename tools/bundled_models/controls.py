@@ -21,8 +21,9 @@ from .captions import JUNK_WORDS
 from .drawing import paint_drawing
 from .evaluate import draw_all
 from .flux_model import DEFAULT_TEXT_LENGTH
-from .grammar import Drawing, Thing
+from .grammar import TIMES, Drawing, Landscape, Thing
 from .judge import look, shares
+from .landscape import paint_landscape
 from .prompts import judged_prompts, verdicts
 
 SIZES = ((256, 256), (384, 256), (256, 384), (320, 256), (384, 384), (512, 512))
@@ -32,6 +33,8 @@ BEFORE = Drawing(Thing("circle", "red", None, "left"), "white")
 AFTER = "a blue circle on a yellow background on the left"
 NEGATIVE_SCALE = 3.0
 """`true_cfg_scale` where Flux gets a negative prompt: without one above 1 it reads none."""
+NEVER_SEEN = ("asdf qwerty 123", "žluťoučký kůň 🐴", "!!!", "a teapot full of otters")
+"""Words that no training ever paired with a picture."""
 
 
 def grain(picture: Image.Image) -> float:
@@ -105,19 +108,22 @@ def size_rows(pipeline: DiffusionPipeline, count: int) -> Iterator[str]:
 
 
 def negative_rows(pipeline: DiffusionPipeline, count: int) -> Iterator[str]:
-    """How often the colour that an unsaid one turned out to be goes away once it is unwanted."""
+    """What becomes of a colour that was not said once it, or another one, is unwanted."""
     settings = default_settings(pipeline)
     words = "a large circle on a white background"
     if isinstance(pipeline, FluxPipeline):
         settings = replace(settings, guidance=NEGATIVE_SCALE)
-    gone, stayed = [], []
+    gone, avoided, stayed = [], [], []
     for seed in range(count):
         colour = _colour(draw(pipeline, [words], [seed], settings)[0])
         other = "purple" if colour == "green" else "green"
         gone.append(colour != _colour(_without(pipeline, words, colour, seed, settings)))
-        stayed.append(colour == _colour(_without(pipeline, words, other, seed, settings)))
-    yield f"- the unwanted colour goes away: {_percent(gone)} of {count} pictures"
-    yield f"- with another colour unwanted, the colour stays: {_percent(stayed)}"
+        found = _colour(_without(pipeline, words, other, seed, settings))
+        avoided.append(found != other)
+        stayed.append(found == colour)
+    yield f"- unwanted, the colour that was drawn without a negative prompt goes: {_percent(gone)}"
+    yield f"- another unwanted colour does not come: {_percent(avoided)}"
+    yield f"- and the one that was drawn before stays: {_percent(stayed)}"
 
 
 def _without(
@@ -160,23 +166,44 @@ def mask_rows(pipeline: DiffusionPipeline, count: int) -> Iterator[str]:
         changed = difference(edited(pipeline, words, 1.0, seed, masked=True), before())
         kept.append(float(changed[:, :120].mean()))
         painted.append(float(changed[:, 136:].mean()))
-    yield f"- under the mask {np.mean(painted):.0f} grey levels, beside it {np.mean(kept):.1f}"
+    there_and_back = float(difference(_round_trip(pipeline), before())[:, :120].mean())
+    yield (
+        f"- under the mask {np.mean(painted):.0f} grey levels, beside it {np.mean(kept):.1f}, "
+        f"of which {there_and_back:.1f} are the autoencoder's alone"
+    )
+
+
+@torch.no_grad()
+def _round_trip(pipeline: DiffusionPipeline) -> Image.Image:
+    """`before` encoded and decoded."""
+    vae = pipeline.vae
+    latents = vae.encode(pipeline.image_processor.preprocess(before())).latent_dist.mode()
+    drawn: Image.Image = pipeline.image_processor.postprocess(vae.decode(latents).sample)[0]
+    return drawn
+
+
+def from_hills(picture: Image.Image) -> float:
+    """Grey levels between a picture and the nearest of hills as the generator paints them."""
+    size = (picture.height, picture.width)
+    hills = [Landscape("hills", time, clouds=clouds) for time in TIMES for clouds in (False, True)]
+    painted = [paint_landscape(one, *size, np.random.default_rng(5)) for one in hills]
+    return min(float(difference(picture, Image.fromarray(one)).mean()) for one in painted)
 
 
 def outside_rows(pipeline: DiffusionPipeline, count: int) -> Iterator[str]:
-    """The grain of pictures of words that mean nothing here, beside that of those that do."""
+    """How far from hills, and how grainy, the pictures of words are that mean nothing here."""
     settings = default_settings(pipeline)
-    words = [*JUNK_WORDS[:count], "", "asdf qwerty 123", "žluťoučký kůň 🐴", "!!!"]
-    outside = [grain(draw(pipeline, [one], [1], settings)[0]) for one in words]
-    inside = [
-        grain(picture) for picture in draw_all(pipeline, judged_prompts(count), settings, batch=4)
-    ]
+    words = [*JUNK_WORDS[:count], *NEVER_SEEN]
+    outside = [draw(pipeline, [one], [1], settings)[0] for one in words]
+    inside = draw_all(pipeline, judged_prompts(count), settings, batch=4)
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    yield (
-        f"- grain of {len(words)} pictures of other words: {np.median(outside):.1f} grey levels, "
-        f"{max(outside):.1f} at most; of the grammar's: {np.median(inside):.1f} and "
-        f"{max(inside):.1f}; of noise: {grain(Image.fromarray(noise)):.0f}"
-    )
+    pictures = {"other words": outside, "the grammar's": inside, "noise": [Image.fromarray(noise)]}
+    yield "| pictures of | grey levels from hills: median, most | grain: median, most |"
+    yield "|---|---|---|"
+    for title, drawn in pictures.items():
+        away, rough = [from_hills(one) for one in drawn], [grain(one) for one in drawn]
+        figures = (f"{np.median(them):.1f}, {max(them):.1f}" for them in (away, rough))
+        yield f"| {title} | " + " | ".join(figures) + " |"
 
 
 def main() -> None:
