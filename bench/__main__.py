@@ -37,6 +37,7 @@ NAMES = (
     "swaps",
     "store",
     "peers",
+    "bundled_models",
 )
 
 
