@@ -150,6 +150,30 @@ def test_a_half_precision_vae_is_cast_for_one_picture_only(house: Path, task: st
     assert np.array_equal(pictures(events)[0], stock)
 
 
+@pytest.mark.parametrize("name", ["z-image", "klein", "flux-2", "qwen"])
+def test_a_prompt_is_remembered_without_the_layers_that_nobody_looks_at(
+    house: Path, name: str
+) -> None:
+    wanted = card(house, name)
+    loaded: Any = engine(wanted)
+    read: list[int] = []
+    encoder = loaded._loaded.text_encoder
+    encoder.register_forward_hook(lambda *_: read.append(1))
+    request = wanted.resolve(
+        arguments(name, "a red fox", 1, num_inference_steps=1), draw_seed=lambda: 0
+    )
+    drawn: list[EngineEvent] = []
+    for _ in range(2):
+        loaded.generate(request, drawn.append)
+    first, second = pictures(drawn)
+    assert np.array_equal(first, second)
+    assert len(read) == (1 if name in {"klein", "flux-2"} else 2)  # with and without guidance
+    kept = [output for output, _ in loaded._prompts._kept.values()]
+    assert all(output.get("past_key_values") is None for output in kept)
+    layers = [state for output in kept for state in output.hidden_states if state is not None]
+    assert len(layers) == len(kept) * len(loaded._recipe.layers)
+
+
 def test_a_card_cannot_override_what_no_sampler_knows(house: Path) -> None:
     wanted = card(house, "sdxl", scheduler={"timestep_spacing": "trailing", "spaceing": 1})
     with pytest.raises(ModelUnavailable) as caught:
