@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -244,7 +244,7 @@ class ImageService:
         card = self._cards[request.model]
         return request, self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
 
-    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
+    def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[NumberedEvent, None]:
         """Events of a job numbered above `after`, to the terminal one.
 
         At its first step raises NotFound, StoreUnavailable; and ShuttingDown, when the server ends

@@ -158,47 +158,6 @@ class Forgotten(msgspec.Struct):
     forgotten: int
 
 
-class SpreadShown(msgspec.Struct):
-    """Of `n` numbers of seconds."""
-
-    n: int
-    min: float
-    mean: float
-    p50: float
-    p95: float
-    max: float
-
-
-class GenerationShown(msgspec.Struct):
-    """Seconds from the start of the last attempt to the end, of jobs that succeeded."""
-
-    model: str
-    size: str
-    seconds: SpreadShown
-
-
-class DayShown(msgspec.Struct):
-    """Jobs that an owner submitted on a day (UTC), by how they ended."""
-
-    day: str
-    owner: str
-    jobs: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
-
-
-class StatisticsShown(msgspec.Struct):
-    """`success_rate` is of the jobs that succeeded, failed or expired; `waits` are seconds queued."""
-
-    generation: list[GenerationShown]
-    statuses: dict[str, int]
-    success_rate: float | None
-    waits: SpreadShown | None
-    days: list[DayShown]
-
-
 class Estimate(msgspec.Struct):
     """Half of such jobs are done after `eta_seconds`, nine of ten after `eta_seconds_p90`.
 
