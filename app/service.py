@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +26,7 @@ from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest, replay
 from app.gpu_scheduler import GpuScheduler
-from app.job_board import JobBoard
+from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
@@ -63,6 +63,7 @@ class ImageService:
         presets: Presets,
         *,
         check_webhook: Callable[[str], None],
+        load: Callable[[ModelCard], Awaitable[None]],
         metadata: bool = True,
     ) -> None:
         self._cards = cards
@@ -73,6 +74,7 @@ class ImageService:
         self.archive = archive
         self._presets = presets
         self._check_webhook = check_webhook
+        self._load = load
         self._metadata = metadata
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
@@ -111,6 +113,10 @@ class ImageService:
                 param="model",
             )
         return card
+
+    async def load(self, card: ModelCard) -> None:
+        """Have a worker hold the model. Raises Unavailable, TimedOut, and what `Engine.load` raises."""
+        await self._load(card)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -269,6 +275,10 @@ class ImageService:
     def feed(self, owner: str) -> AsyncIterator[Job | tuple[Job, NumberedEvent]]:
         """How an owner's unfinished jobs stand, and then every event of his; without end."""
         return self._feed.follow(owner)
+
+    def observe(self, observer: Observer) -> None:
+        """Call it with every job and event of anybody from now on."""
+        self._board.observe(observer)
 
     async def replay(self, job_id: str, *, owner: str, door: str) -> Job:
         """Draw a job again, exactly as it was. Raises NotFound, and what `submit` raises."""

@@ -257,6 +257,44 @@ class WebUiProgress(msgspec.Struct):
     textinfo: str | None
 
 
+class VisionBanner(msgspec.Struct):
+    service: Literal["vision_service"]
+    version: str
+    status: Literal["running"]
+
+
+class VisionPicture(msgspec.Struct):
+    """`generation_time` is seconds from the start of drawing to its end, the queue not counted."""
+
+    image_bytes_b64: str
+    format: Format
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    model: str
+    requested_model: str
+    generation_time: float
+    job_id: str
+
+
+class VisionModel(msgspec.Struct):
+    cuda_available: bool
+    device: str
+    current_model: str
+    model_loaded: bool
+    available_models: list[str]
+
+
+class VisionLoaded(msgspec.Struct):
+    status: Literal["success"]
+    message: str
+    model: str
+
+
 class Nothing(msgspec.Struct):
     """An empty object."""
 

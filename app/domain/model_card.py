@@ -108,7 +108,7 @@ class ModelCard(_Part):
         """
         default, limit = self.defaults, self.limits
         task = self._task(given)
-        usual_size = self._fitted(given.image_size) if given.image_size else default.size
+        usual_size = self.fitted(given.image_size) if given.image_size else default.size
         usual_strength = default.inpaint_strength if task == "inpaint" else default.strength
         sampler = samplers.normalise(given.sampler) if given.sampler else default.sampler
         if sampler not in self.samplers:
@@ -206,8 +206,8 @@ class ModelCard(_Part):
         steps = round(self.defaults.num_inference_steps * _or(effort, 1.0))
         return min(max(1, steps), self.limits.max_steps)
 
-    def _fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size of an input picture, shrunk or enlarged in proportion to what can be drawn.
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """A size, such as that of an input picture, shrunk or enlarged in proportion to what can be drawn.
 
         A picture too narrow for both limits keeps its longer side and loses its proportion.
         """
