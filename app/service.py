@@ -129,6 +129,10 @@ class ImageService:
         technique = self._presets.technique(card, self._device, request.preset)
         return msgspec.structs.replace(request, technique=technique)
 
+    def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
+        """Names of fields that were given and that the model of `request` has no use for."""
+        return self._cards[request.model].unused(given, request)
+
     def presets(self, card: ModelCard) -> dict[str, dict[str, Any]]:
         """The presets that the model has here, and what was measured of each."""
         return self._presets.shown(card, self._device)

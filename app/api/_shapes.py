@@ -86,10 +86,14 @@ class ModelShown(msgspec.Struct):
     owned_by: str
     title: str
     family: str
+    pipeline: str
     licence: str
     aliases: list[str]
     tasks: list[Literal["text2image", "image2image", "inpaint"]]
     samplers: list[str]
+    negative_prompt: bool
+    ignores: list[Literal["guidance_scale", "negative_prompt"]]
+    parameters: dict[str, int]
     output_formats: list[Format]
     transparent_background: bool
     defaults: dict[str, Any]
