@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from app.domain import samplers
 from app.domain.errors import InvalidRequest
+from app.domain.model_source import HubSource, hub_source, is_single_file
 from app.domain.request import (
     MEDIA_TYPES,
     SEED_LIMIT,
@@ -74,9 +75,10 @@ class FakeTimes(_Part):
 class ModelCard(_Part):
     """One model: its id, the family whose code draws it, where its weights lie, and its habits.
 
-    `source` is a diffusers folder, absolute or relative to the card's file, and `revision` the
-    version that lies there, for pictures to tell. `dtype` is what the weights are computed in
-    (`auto` takes float32 on a CPU).
+    `source` is what `model_source` tells; a path may be relative to the card's file. `revision` is
+    the version that is fetched, or that lies there, for pictures to tell. A single file (`source`
+    itself, or a `file` of the Hub) needs a `base`, the source of all that is not in it. `dtype` is
+    what the weights are computed in (`auto` takes float32 on a CPU).
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
@@ -84,6 +86,9 @@ class ModelCard(_Part):
     family: Family
     source: str
     revision: str = Field(default="", pattern=r"^[A-Za-z0-9._+-]{0,64}$")
+    file: str = ""
+    base: str = ""
+    base_revision: str = Field(default="", pattern=r"^[A-Za-z0-9._+-]{0,64}$")
     title: str = ""
     licence: str = ""
     tasks: tuple[Task, ...] = ("text2image",)
@@ -92,6 +97,26 @@ class ModelCard(_Part):
     defaults: Defaults
     limits: Limits = Limits()
     fake: FakeTimes = FakeTimes()
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> ModelCard:
+        single = is_single_file(self.file or self.source)
+        if single and not self.base:
+            raise ValueError("a single file needs a base: where its configuration comes from")
+        if self.base and not single:
+            raise ValueError("base is for single files; source names a whole folder")
+        _ = self.hub, self.hub_base
+        return self
+
+    @property
+    def hub(self) -> HubSource | None:
+        """What is to be fetched for `source`; None where it is a path."""
+        return hub_source(self.source, self.revision, self.file)
+
+    @property
+    def hub_base(self) -> HubSource | None:
+        """The same for `base`."""
+        return hub_source(self.base, self.base_revision)
 
     @property
     def samplers(self) -> tuple[str, ...]:
