@@ -28,6 +28,7 @@ from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest, replay
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
+from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
 from app.scheduling.expectations import device_kind
@@ -61,6 +62,7 @@ class ImageService:
         board: JobBoard,
         archive: Archive,
         presets: Presets,
+        shelf: ModelShelf,
         *,
         check_webhook: Callable[[str], None],
         load: Callable[[ModelCard], Awaitable[None]],
@@ -73,6 +75,7 @@ class ImageService:
         self._board = board
         self.archive = archive
         self._presets = presets
+        self.shelf = shelf
         self._check_webhook = check_webhook
         self._load = load
         self._metadata = metadata
@@ -126,7 +129,7 @@ class ImageService:
         request = card.resolve(
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
         )
-        technique = self._presets.technique(card, self._device, request.preset)
+        technique = self._presets.technique(self._here(card), self._device, request.preset)
         return msgspec.structs.replace(request, technique=technique)
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
@@ -135,7 +138,11 @@ class ImageService:
 
     def presets(self, card: ModelCard) -> dict[str, dict[str, Any]]:
         """The presets that the model has here, and what was measured of each."""
-        return self._presets.shown(card, self._device)
+        return self._presets.shown(self._here(card), self._device)
+
+    def _here(self, card: ModelCard) -> ModelCard:
+        """The card with paths, as soon as its files are here."""
+        return self.shelf.local(card.id) or card
 
     def preset_of(self, request: GenerationRequest) -> dict[str, Any]:
         """How a request is drawn: its preset, the technique, and what was measured of that."""

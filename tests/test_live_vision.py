@@ -320,12 +320,15 @@ def test_messages_are_the_callers_own(tmp_path_factory: pytest.TempPathFactory) 
     from tests.gateway import running_gateway
 
     environment = {**fake_settings(), "EASEL_TRUST_USER_HEADER": "true"}
-    with running_gateway(tmp_path_factory.mktemp("data"), environment) as shared:
-        with listening(shared, "ann") as ann, listening(shared, "bob") as bob:
-            with shared.client() as client:
-                answer = client.post(
-                    "/generate", json={"prompt": "x"}, headers={"x-openwebui-user-id": "ann"}
-                )
-            job = answer.json()["job_id"]
-            ann.until(lambda one: len(one.of(job)) >= 3)
-            assert bob.heard == []
+    with (
+        running_gateway(tmp_path_factory.mktemp("data"), environment) as shared,
+        listening(shared, "ann") as ann,
+        listening(shared, "bob") as bob,
+    ):
+        with shared.client() as client:
+            answer = client.post(
+                "/generate", json={"prompt": "x"}, headers={"x-openwebui-user-id": "ann"}
+            )
+        job = answer.json()["job_id"]
+        ann.until(lambda one: len(one.of(job)) >= 3)
+        assert bob.heard == []

@@ -107,6 +107,50 @@ class ModelList(msgspec.Struct):
     data: list[ModelShown]
 
 
+FilesState = Literal["bundled", "on_disk", "not_downloaded", "downloading", "unavailable"]
+
+
+class FileShown(msgspec.Struct):
+    name: str
+    bytes_done: int
+    bytes_total: int
+
+
+class ModelFilesShown(msgspec.Struct):
+    """Bytes are 0 where they are not known; seconds are null then. `retry_in` is the seconds until a
+    job may try again what failed for this `reason`."""
+
+    id: str
+    state: FilesState
+    bytes_done: int
+    bytes_total: int
+    bytes_per_second: float
+    seconds_left: float | None
+    files: list[FileShown]
+    reason: str
+    retry_in: float | None
+
+
+class ModelWithFiles(ModelShown):
+    """A model, and how its files stand."""
+
+    state: FilesState
+    bytes_done: int
+    bytes_total: int
+    reason: str
+
+
+class AllModels(msgspec.Struct):
+    object: Literal["list"]
+    data: list[ModelWithFiles]
+
+
+class Removed(msgspec.Struct):
+    """How many bytes of the disk are free now."""
+
+    freed: int
+
+
 class JobError(msgspec.Struct):
     code: str
     message: str | None

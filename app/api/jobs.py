@@ -264,7 +264,7 @@ def _told(job_id: str, numbered: NumberedEvent) -> tuple[str, dict[str, Any]]:
     if told.get("preview"):
         told["preview"] = pybase64.b64encode(told["preview"]).decode("ascii")
     if isinstance(numbered.event, Queued):
-        told |= {"phase": "queued", "progress": 0.0}
+        told |= {"phase": "queued"}
     return name, told | {"job_id": job_id, "timestamp": numbered.timestamp}
 
 

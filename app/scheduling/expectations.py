@@ -36,6 +36,11 @@ class Expectations:
             self._memory[name] = self._memory_of(card, device)
         return self._memory[name]
 
+    def forget_memory(self, model: str) -> None:
+        """The model's files have changed: they are read anew."""
+        self._memory = {name: size for name, size in self._memory.items() if name[0] != model}
+        self._alike.clear()
+
     def memory_of_held(self, models: Iterable[str], device: str) -> dict[str, int]:
         """The same for models that are held, by their ids."""
         return {model: self._memory.get((model, device), 0) for model in models}

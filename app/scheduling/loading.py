@@ -21,7 +21,9 @@ async def bring(pool: WorkerPool, card: ModelCard) -> None:
     if not up:
         raise Unavailable("No worker is up yet; try again in some seconds.")
     name = card.id
-    slot = min(up, key=lambda one: (name not in one.models, name not in one.parked, len(one.models)))
+    slot = min(
+        up, key=lambda one: (name not in one.models, name not in one.parked, len(one.models))
+    )
     try:
         async with asyncio.timeout(_PATIENCE):
             await pool.call(slot.id, "load", card)

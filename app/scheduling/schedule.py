@@ -124,6 +124,12 @@ class Schedule:
                     other.standing = None  # more is known about it now
         self._stale_at = 0.0
 
+    def models(self, slots: Mapping[str, SlotInfo]) -> set[str]:
+        """Those that a job waits for or is drawn with, or that a slot holds. For any thread."""
+        entries = [*list(self.waiting.values()), *list(self.running.values())]
+        held = {name for slot in slots.values() for name in (*slot.models, *slot.parked)}
+        return held | {entry.card.id for entry in entries}
+
     # -- who is next -------------------------------------------------------------------------------
 
     def next_for(self, slot: SlotInfo, slots: Iterable[SlotInfo], now: float) -> Entry | None:
