@@ -117,7 +117,7 @@ def test_the_model_info_and_the_load(gateway: Gateway, tmp_path: Path) -> None:
         "device": info["device"],
         "current_model": "sketch",
         "model_loaded": True,
-        "available_models": ["sketch", "sketch-flux"],
+        "available_models": ["sketch-flux", "sketch"],
     }
     line = "curl -fsS -X POST 'http://localhost:8005/v1/load-model?model_name=flux-dev'"
     told = json.loads(run(gateway, line, tmp_path))
