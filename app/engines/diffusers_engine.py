@@ -184,7 +184,16 @@ class DiffusersEngine:
                 for name, one in self._denoisers.items()
             }
             gate = ImageGate(run.gate, request, index, rider)
-            view = view_of(pipeline, scheduler, gate, rider, denoisers, self._prompts, tiled=tiled)
+            view = view_of(
+                pipeline,
+                scheduler,
+                gate,
+                rider,
+                denoisers,
+                self._prompts,
+                layers=self._recipe.layers,
+                tiled=tiled,
+            )
             if request.previews:
                 end = PredictedEnd(scheduler)
                 gate.preview = partial(self._preview, view, end, request)

@@ -1,4 +1,4 @@
-"""How many bytes a model's weights will take, told by its files alone. Needs no torch."""
+"""How many bytes a model's weights will take, told by its files or its card. Needs no torch."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def precision_for(card: ModelCard, device: str) -> Precision:
 
 
 def weight_bytes(card: ModelCard, device: str) -> int:
-    """Bytes of the weights on `device`, before they are loaded; 0 when the files do not tell.
+    """Bytes of the weights on `device`, before they are loaded; 0 when nothing tells.
 
     Counts what loading takes: of each part that the folder's index names, the weights without a
     variant, every tensor once, in the precision that it will be computed in. Reads a few kilobytes.
+    Without files, it is by what the card says in `parameters`.
     """
     floats = _BYTES[precision_for(card, device)]
     folder = Path(card.source)
@@ -46,7 +47,8 @@ def weight_bytes(card: ModelCard, device: str) -> int:
             for tensor in _header(path)
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error):
-        return 0  # what is wrong with the folder is told when it is loaded
+        # What is wrong with the folder is told when it is loaded.
+        return sum(card.parameters.values()) * floats
 
 
 def _weight_files(part: Path) -> list[Path]:
