@@ -19,6 +19,16 @@ _UNET_ENDS = {
     "conv_norm_out.": "out.0.",
     "conv_out.": "out.2.",
 }
+_VAE_WORDS = {
+    "conv_norm_out": "norm_out",
+    "conv_shortcut": "nin_shortcut",
+    "mid_block.attentions.0.": "mid.attn_1.",
+    "attn_1.group_norm": "attn_1.norm",
+    "attn_1.to_q": "attn_1.q",
+    "attn_1.to_k": "attn_1.k",
+    "attn_1.to_v": "attn_1.v",
+    "attn_1.to_out.0": "attn_1.proj_out",
+}
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -97,7 +107,9 @@ def _vae_name(name: str, blocks: int) -> str:
     name = re.sub(
         r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}", name
     )
-    return name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    for ours, theirs in _VAE_WORDS.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def as_gguf(weights: Path, file: Path, kind: str = "Q8_0") -> Path:

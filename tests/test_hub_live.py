@@ -210,7 +210,7 @@ def test_who_leaves_stops_the_download_that_only_he_wanted(tmp_path: Path, hub: 
 
 
 def test_the_shell_fetches_lists_and_removes_without_a_server(tmp_path: Path, hub: Mirror) -> None:
-    given = {**environment(tmp_path, hub), "EASEL_DATA_DIR": str(tmp_path / "data")}
+    given: dict[str, Any] = {**environment(tmp_path, hub), "EASEL_DATA_DIR": str(tmp_path / "data")}
     assert "not downloaded" in _easel("models", **given)
     assert "on disk" in _easel("models", "pull", "lab/painter", **given)
     listed = json.loads(_easel("models", "--json", **given))
