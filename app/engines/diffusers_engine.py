@@ -35,7 +35,7 @@ from app.engines.side_by_side import side_by_side
 from app.engines.step_gate import ImageGate
 from app.engines.techniques import Denoiser, Techniques
 from app.engines.turnstile import Turnstile
-from app.engines.weights import load_pipeline
+from app.engines.weights import load_pipeline, sibling
 
 _log = logging.getLogger(__name__)
 
@@ -102,10 +102,7 @@ class DiffusersEngine:
         self._colours = LatentColours(text2image.vae)
         for task in card.tasks:
             if task != "text2image":
-                # The same components under another class: no weight is copied. Without a dtype,
-                # `from_pipe` would cast the shared weights to float32.
-                kind = self._family.PIPELINES[task]
-                self._pipelines[task] = kind.from_pipe(text2image, dtype=text2image.dtype)
+                self._pipelines[task] = sibling(text2image, self._family.PIPELINES[task])
         self._hash.known(wait=_HASH_PATIENCE)
 
     def generate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable
 from functools import partial
@@ -65,6 +66,16 @@ def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -
         # Loaders raise whatever their file formats raise (SafetensorError, OSError, KeyError …).
         raise ModelUnavailable(f"The weights of model {card.id} cannot be loaded.") from error
     return pipeline
+
+
+def sibling(pipeline: Any, kind: type[DiffusionPipeline]) -> Any:
+    """The same components under another class: no weight is copied."""
+    if any(getattr(part, "is_quantized", False) for part in pipeline.components.values()):
+        # `from_pipe` casts, which quantised weights refuse.
+        known = inspect.signature(kind.__init__).parameters
+        return kind(**{name: part for name, part in pipeline.components.items() if name in known})
+    # Without a dtype, it would cast the shared weights to float32.
+    return kind.from_pipe(pipeline, dtype=pipeline.dtype)
 
 
 def dtype_for(card: ModelCard, device: str) -> torch.dtype:
