@@ -259,7 +259,13 @@ class ImageService:
         """What would be drawn, when it would be done and what it takes. Raises InvalidRequest."""
         request = self.resolve(given)
         card = self._cards[request.model]
-        return request, self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
+        expected = self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
+        coming = self.shelf.state(card.id).seconds_left or 0.0
+        return request, msgspec.structs.replace(
+            expected,
+            eta_seconds=expected.eta_seconds + coming,
+            eta_seconds_p90=expected.eta_seconds_p90 + coming,
+        )
 
     def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[NumberedEvent, None]:
         """Events of a job numbered above `after`, to the terminal one.
