@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,8 +26,9 @@ from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest, replay
 from app.gpu_scheduler import GpuScheduler
-from app.job_board import JobBoard
+from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
+from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
 from app.scheduling.expectations import device_kind
@@ -61,8 +62,10 @@ class ImageService:
         board: JobBoard,
         archive: Archive,
         presets: Presets,
+        shelf: ModelShelf,
         *,
         check_webhook: Callable[[str], None],
+        load: Callable[[ModelCard], Awaitable[None]],
         metadata: bool = True,
     ) -> None:
         self._cards = cards
@@ -72,7 +75,9 @@ class ImageService:
         self._board = board
         self.archive = archive
         self._presets = presets
+        self.shelf = shelf
         self._check_webhook = check_webhook
+        self._load = load
         self._metadata = metadata
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
@@ -112,6 +117,10 @@ class ImageService:
             )
         return card
 
+    async def load(self, card: ModelCard) -> None:
+        """Have a worker hold the model. Raises Unavailable, TimedOut, and what `Engine.load` raises."""
+        await self._load(card)
+
     # -- jobs --------------------------------------------------------------------------------------
 
     def resolve(self, given: Arguments, family: str | None = None) -> GenerationRequest:
@@ -120,7 +129,7 @@ class ImageService:
         request = card.resolve(
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
         )
-        technique = self._presets.technique(card, self._device, request.preset)
+        technique = self._presets.technique(self._here(card), self._device, request.preset)
         return msgspec.structs.replace(request, technique=technique)
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
@@ -129,7 +138,11 @@ class ImageService:
 
     def presets(self, card: ModelCard) -> dict[str, dict[str, Any]]:
         """The presets that the model has here, and what was measured of each."""
-        return self._presets.shown(card, self._device)
+        return self._presets.shown(self._here(card), self._device)
+
+    def _here(self, card: ModelCard) -> ModelCard:
+        """The card with paths, as soon as its files are here."""
+        return self.shelf.local(card.id) or card
 
     def preset_of(self, request: GenerationRequest) -> dict[str, Any]:
         """How a request is drawn: its preset, the technique, and what was measured of that."""
@@ -246,9 +259,15 @@ class ImageService:
         """What would be drawn, when it would be done and what it takes. Raises InvalidRequest."""
         request = self.resolve(given)
         card = self._cards[request.model]
-        return request, self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
+        expected = self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
+        coming = self.shelf.state(card.id).seconds_left or 0.0
+        return request, msgspec.structs.replace(
+            expected,
+            eta_seconds=expected.eta_seconds + coming,
+            eta_seconds_p90=expected.eta_seconds_p90 + coming,
+        )
 
-    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
+    def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[NumberedEvent, None]:
         """Events of a job numbered above `after`, to the terminal one.
 
         At its first step raises NotFound, StoreUnavailable; and ShuttingDown, when the server ends
@@ -273,6 +292,10 @@ class ImageService:
     def feed(self, owner: str) -> AsyncIterator[Job | tuple[Job, NumberedEvent]]:
         """How an owner's unfinished jobs stand, and then every event of his; without end."""
         return self._feed.follow(owner)
+
+    def observe(self, observer: Observer) -> None:
+        """Call it with every job and event of anybody from now on."""
+        self._board.observe(observer)
 
     async def replay(self, job_id: str, *, owner: str, door: str) -> Job:
         """Draw a job again, exactly as it was. Raises NotFound, and what `submit` raises."""

@@ -107,6 +107,50 @@ class ModelList(msgspec.Struct):
     data: list[ModelShown]
 
 
+FilesState = Literal["bundled", "on_disk", "not_downloaded", "downloading", "unavailable"]
+
+
+class FileShown(msgspec.Struct):
+    name: str
+    bytes_done: int
+    bytes_total: int
+
+
+class ModelFilesShown(msgspec.Struct):
+    """Bytes are 0 where they are not known; seconds are null then. `retry_in` is the seconds until a
+    job may try again what failed for this `reason`."""
+
+    id: str
+    state: FilesState
+    bytes_done: int
+    bytes_total: int
+    bytes_per_second: float
+    seconds_left: float | None
+    files: list[FileShown]
+    reason: str
+    retry_in: float | None
+
+
+class ModelWithFiles(ModelShown):
+    """A model, and how its files stand."""
+
+    state: FilesState
+    bytes_done: int
+    bytes_total: int
+    reason: str
+
+
+class AllModels(msgspec.Struct):
+    object: Literal["list"]
+    data: list[ModelWithFiles]
+
+
+class Removed(msgspec.Struct):
+    """How many bytes of the disk are free now."""
+
+    freed: int
+
+
 class JobError(msgspec.Struct):
     code: str
     message: str | None
@@ -160,47 +204,6 @@ class Forgotten(msgspec.Struct):
     """How many jobs were removed."""
 
     forgotten: int
-
-
-class SpreadShown(msgspec.Struct):
-    """Of `n` numbers of seconds."""
-
-    n: int
-    min: float
-    mean: float
-    p50: float
-    p95: float
-    max: float
-
-
-class GenerationShown(msgspec.Struct):
-    """Seconds from the start of the last attempt to the end, of jobs that succeeded."""
-
-    model: str
-    size: str
-    seconds: SpreadShown
-
-
-class DayShown(msgspec.Struct):
-    """Jobs that an owner submitted on a day (UTC), by how they ended."""
-
-    day: str
-    owner: str
-    jobs: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
-
-
-class StatisticsShown(msgspec.Struct):
-    """`success_rate` is of the jobs that succeeded, failed or expired; `waits` are seconds queued."""
-
-    generation: list[GenerationShown]
-    statuses: dict[str, int]
-    success_rate: float | None
-    waits: SpreadShown | None
-    days: list[DayShown]
 
 
 class Estimate(msgspec.Struct):
@@ -300,6 +303,44 @@ class WebUiProgress(msgspec.Struct):
     state: WebUiState
     current_image: str | None
     textinfo: str | None
+
+
+class VisionBanner(msgspec.Struct):
+    service: Literal["vision_service"]
+    version: str
+    status: Literal["running"]
+
+
+class VisionPicture(msgspec.Struct):
+    """`generation_time` is seconds from the start of drawing to its end, the queue not counted."""
+
+    image_bytes_b64: str
+    format: Format
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    model: str
+    requested_model: str
+    generation_time: float
+    job_id: str
+
+
+class VisionModel(msgspec.Struct):
+    cuda_available: bool
+    device: str
+    current_model: str
+    model_loaded: bool
+    available_models: list[str]
+
+
+class VisionLoaded(msgspec.Struct):
+    status: Literal["success"]
+    message: str
+    model: str
 
 
 class Nothing(msgspec.Struct):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from app.domain import pipelines, samplers
 from app.domain.errors import InvalidRequest
+from app.domain.model_source import HubSource, hub_source, is_single_file
 from app.domain.pipelines import Family, Pipeline, Task
 from app.domain.request import (
     MEDIA_TYPES,
@@ -79,12 +80,13 @@ class FakeTimes(_Part):
 class ModelCard(_Part):
     """One model: its id, the family whose code draws it, where its weights lie, and its habits.
 
-    `source` is a diffusers folder, absolute or relative to the card's file, and `revision` the
-    version that lies there, for pictures to tell. `pipeline` is the class that the folder's index
-    names (by default the family's first), and `scheduler` overrides values of the folder's noise
-    schedule. `ignores` names what a client may give and the model was trained to do without.
-    `parameters` counts the weights of each part. `dtype` is what they are computed in (`auto` takes
-    float32 on a CPU).
+    `source` is what `model_source` tells; a path may be relative to the card's file. `revision` is
+    the version that is fetched, or that lies there, for pictures to tell. A single file (`source`
+    itself, or a `file` of the Hub) needs a `base`, the source of all that is not in it. `pipeline` is
+    the class that the folder's index names (by default the family's first), and `scheduler` overrides
+    values of the folder's noise schedule. `ignores` names what a client may give and the model was
+    trained to do without. `parameters` counts the weights of each part. `dtype` is what they are
+    computed in (`auto` takes float32 on a CPU).
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
@@ -92,6 +94,9 @@ class ModelCard(_Part):
     family: Family
     source: str
     revision: str = Field(default="", pattern=r"^[A-Za-z0-9._+-]{0,64}$")
+    file: str = ""
+    base: str = ""
+    base_revision: str = Field(default="", pattern=r"^[A-Za-z0-9._+-]{0,64}$")
     title: str = ""
     licence: str = ""
     pipeline: str = ""
@@ -124,6 +129,26 @@ class ModelCard(_Part):
     def kind(self) -> Pipeline:
         """What may be asked of the card's pipeline."""
         return pipelines.PIPELINES[self.pipeline_name]
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Self:
+        single = is_single_file(self.file or self.source)
+        if single and not self.base:
+            raise ValueError("a single file needs a base: where its configuration comes from")
+        if self.base and not single:
+            raise ValueError("base is for single files; source names a whole folder")
+        _ = self.hub, self.hub_base
+        return self
+
+    @property
+    def hub(self) -> HubSource | None:
+        """What is to be fetched for `source`; None where it is a path."""
+        return hub_source(self.source, self.revision, self.file)
+
+    @property
+    def hub_base(self) -> HubSource | None:
+        """The same for `base`."""
+        return hub_source(self.base, self.base_revision)
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -168,7 +193,7 @@ class ModelCard(_Part):
         """
         default, limit = self.defaults, self.limits
         task = self._task(given)
-        usual_size = self._fitted(given.image_size) if given.image_size else default.size
+        usual_size = self.fitted(given.image_size) if given.image_size else default.size
         usual_strength = default.inpaint_strength if task == "inpaint" else default.strength
         sampler = samplers.normalise(given.sampler) if given.sampler else default.sampler
         if sampler not in self.samplers:
@@ -268,8 +293,8 @@ class ModelCard(_Part):
         steps = round(self.defaults.num_inference_steps * _or(effort, 1.0))
         return min(max(1, steps), self.limits.max_steps)
 
-    def _fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size of an input picture, shrunk or enlarged in proportion to what can be drawn.
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """A size, such as an input picture's, shrunk or enlarged in proportion to what can be drawn.
 
         A picture too narrow for both limits keeps its longer side and loses its proportion.
         """
