@@ -18,6 +18,7 @@ from app.domain.request import Arguments
 from app.engines import turnstile
 from app.engines.base import ALONE, Engine, Sharing
 from app.engines.image_codec import Pixels
+from app.engines.step_gate import ImageGate
 from app.engines.turnstile import Turnstile
 from app.settings import load_cards
 from app.workers.engine_host import engine_for
@@ -128,6 +129,8 @@ def test_a_half_precision_vae_is_cast_for_one_picture_only(house: Path, task: st
     loaded: Any = engine(wanted)
     vae = loaded._loaded.vae
     vae.register_to_config(force_upcast=True)
+    meanwhile: list[torch.dtype] = []
+    vae.decoder.register_forward_hook(lambda *_: meanwhile.append(vae.dtype))
     more: dict[str, Any] = {} if task == "text2image" else {"image": png(np.asarray(PICTURE))}
     if task == "inpaint":
         more["mask_image"] = png(np.asarray(MASK))
@@ -145,9 +148,40 @@ def test_a_half_precision_vae_is_cast_for_one_picture_only(house: Path, task: st
     )
     events: list[EngineEvent] = []
     loaded.generate(wanted.resolve(wish, draw_seed=lambda: 0), events.append)
+    assert meanwhile == [torch.float16]  # others may draw with it just then
     assert {weight.dtype for weight in vae.parameters()} == {torch.float16}
     stock = drawn_by_hand(house, "sdxl", task, dtype=torch.float16, force_upcast=True)
     assert np.array_equal(pictures(events)[0], stock)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_previews_are_painted_of_what_the_decoder_is_given(
+    house: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = card(house, name)
+    loaded: Any = engine(wanted)
+    last: list[torch.Tensor] = []
+    decoded: list[torch.Tensor] = []
+    called, decode = ImageGate._called, loaded._loaded.vae.decode
+
+    def note(gate: ImageGate, index: int, calls: int, latents: torch.Tensor) -> None:
+        last.append(latents.clone())
+        called(gate, index, calls, latents)
+
+    def catch(latents: torch.Tensor, **more: Any) -> Any:
+        decoded.append(latents.clone())
+        return decode(latents, **more)
+
+    monkeypatch.setattr(ImageGate, "_called", note)
+    monkeypatch.setattr(loaded._loaded.vae, "decode", catch)
+    request = wanted.resolve(
+        arguments(name, "a red fox", 1, num_inference_steps=2), draw_seed=lambda: 0
+    )
+    loaded.generate(request, lambda event: None)
+    unpacked = loaded._recipe.decodable(loaded._loaded, last[-1], request)
+    given = decoded[-1][:, :, 0] if decoded[-1].ndim == 5 else decoded[-1]
+    assert unpacked.shape == given.shape
+    assert torch.allclose(unpacked, given, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["z-image", "klein", "flux-2", "qwen"])
