@@ -44,17 +44,17 @@ from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
 from app.domain.request import GenerationRequest, Terms
-from app.engines.base import Sharing
 from app.job_board import JobBoard
 from app.scheduling.expectations import Expectations, device_kind
 from app.scheduling.fair_queue import FairQueue, Ticket
+from app.scheduling.fallback import Choice, Fallback
 from app.scheduling.limits import SchedulerLimits
 from app.scheduling.queue_news import QueueNews
 from app.scheduling.run_clock import RunClock
 from app.scheduling.schedule import Entry, Estimate, Schedule
 from app.scheduling.warm_up import warm_up
 from app.store.pictures import PictureStore, StoredImage
-from app.workers.base import RunSpec, SlotInfo, WorkerLost, WorkerPool
+from app.workers.base import SlotInfo, WorkerLost, WorkerPool
 
 _log = logging.getLogger(__name__)
 
@@ -172,13 +172,15 @@ class GpuScheduler:
         outlooks = self._schedule.outlooks(self._pool.slots(), +self._warming, now)
         return min((outlooks[job_id].start for job_id in self._schedule.waiting), default=1.0)
 
-    def submit(self, job: Job, card: ModelCard) -> None:
-        """Queue a job that is on the board: a new one, or one that an earlier process has left.
+    def submit(self, job: Job, card: ModelCard, instead: Iterable[Choice] = ()) -> None:
+        """Queue a job that is on the board: a new one, or one that an earlier process has left; with
+        what is drawn `instead`, one after the other, when its model cannot be loaded.
 
         Raises ShuttingDown; then the job has ended.
         """
         age = max(0.0, time.time() - job.created)
-        entry = self._entry(job, card, time.monotonic() - age, job.attempt + 1)
+        entry = self._entry(job, (card, job.request), time.monotonic() - age)
+        entry.fallback.choices.extend(instead)
         if self._closing:
             late = ShuttingDown("The server is shutting down.")
             self._fail(entry, late)
@@ -191,9 +193,16 @@ class GpuScheduler:
         self._dispatch()
 
     def _entry(
-        self, job: Job, card: ModelCard, since: float, attempt: int = 1, deaths: int = 0
+        self,
+        job: Job,
+        choice: Choice,
+        since: float,
+        before: Entry | None = None,
+        died: bool = False,
     ) -> Entry:
-        terms = job.terms
+        """An attempt at a job, after the one `before`, whose worker may have `died`."""
+        terms, (card, request) = job.terms, choice
+        deaths = (before.deaths if before else 0) + died
         device = self._schedule.device(self._pool.slots().values())
         self._expectations.memory(card, device)
         ticket = Ticket(
@@ -201,7 +210,7 @@ class GpuScheduler:
             owner=job.owner,
             model=card.id,
             since=since,
-            seconds=self._expectations.seconds(job.request, device),
+            seconds=self._expectations.seconds(request, device),
             background=terms.priority == "background",
             deadline=None if terms.deadline is None else since + terms.deadline,
             again=deaths > 0,
@@ -209,10 +218,14 @@ class GpuScheduler:
         return Entry(
             job=job,
             card=card,
+            request=request,
             meter=ProgressMeter(since),
             ticket=ticket,
-            attempt=attempt,
+            fallback=before.fallback if before else Fallback([]),
+            attempt=(before or job).attempt + 1,
             deaths=deaths,
+            drawn_alone=died or (before.drawn_alone if before else job.attempt > 0),
+            expiry=before.expiry if before else None,
         )
 
     async def cancel(self, job_id: str) -> None:
@@ -237,8 +250,7 @@ class GpuScheduler:
         self, request: GenerationRequest, card: ModelCard, *, owner: str, terms: Terms
     ) -> Estimate:
         """What a job submitted now could expect."""
-        now = time.monotonic()
-        unix = time.time()
+        now, unix = time.monotonic(), time.time()
         guest = Job(
             id="guest",
             owner=owner,
@@ -248,9 +260,8 @@ class GpuScheduler:
             changed=unix,
             terms=terms,
         )
-        return self._schedule.estimate(
-            self._entry(guest, card, now), self._pool.slots(), +self._warming, now
-        )
+        entry, slots = self._entry(guest, (card, request), now), self._pool.slots()
+        return self._schedule.estimate(entry, slots, +self._warming, now)
 
     # -- who is next -------------------------------------------------------------------------------
 
@@ -273,12 +284,13 @@ class GpuScheduler:
     # -- seeing a job through ----------------------------------------------------------------------
 
     async def _draw(self, entry: Entry, slot: SlotInfo) -> None:
-        job, request = entry.job, entry.job.request
+        job, request = entry.job, entry.request
         device = device_kind(slot.device)
-        self._board.publish(job.id, Started(slot.id, entry.attempt))
-        run = entry.run = self._pool.run(slot.id, self._spec(entry, slot, device))
+        self._board.publish(job.id, Started(slot.id, entry.attempt, request.model))
+        spec = self._schedule.spec(entry, slot, self._limits.stall_seconds)
+        run = entry.run = self._pool.run(slot.id, spec)
         limit = min(job.terms.timeout or math.inf, self._limits.generation_timeout)
-        retry, seconds = False, None
+        again, died, seconds = None, False, None
         try:
             async with asyncio.timeout(limit) as clock:
                 run_clock = RunClock(clock)
@@ -299,35 +311,32 @@ class GpuScheduler:
         except TimeoutError:
             self._fail(entry, TimedOut(f"Drawing took longer than the {limit:g} s allowed."))
         except EaselError as error:
-            self._fail(entry, error)
+            again = self._instead(entry, error)
         except WorkerLost as loss:
-            retry = entry.deaths + 1 < MAX_DEATHS and not entry.ended
+            died = entry.deaths + 1 < MAX_DEATHS and not entry.ended
             _log.warning("job %s lost its worker in attempt %d: %s", job.id, entry.attempt, loss)
-            if not retry:
-                died = WorkerCrashed(f"The worker died {MAX_DEATHS} times over this job.")
-                self._fail(entry, died)
+            if died:
+                again = entry.card, request
+            else:
+                crashed = WorkerCrashed(f"The worker died {MAX_DEATHS} times over this job.")
+                self._fail(entry, crashed)
         except Exception:
             _log.exception("job %s", job.id)
             self._fail(entry, EaselError("The server made a mistake; its log says more."))
         finally:
             await run.aclose()
-            self._schedule.end(entry, 0.0 if retry else seconds)
-            if retry:
-                self._again(entry)
+            self._schedule.end(entry, 0.0 if again else seconds)
+            if again:  # with a fresh meter: its progress starts over
+                self._schedule.add(self._entry(job, again, entry.ticket.since, entry, died))
             if not self._closing:
                 self._dispatch()
 
-    def _spec(self, entry: Entry, slot: SlotInfo, device: str) -> RunSpec:
-        cap = self._expectations.cap(entry.job.request, device)
-        return RunSpec(
-            run_id=f"{entry.job.id}.{entry.attempt}",
-            attempt=entry.attempt,
-            epoch=slot.epoch,
-            card=entry.card,
-            request=entry.job.request,
-            sharing=Sharing(rank=entry.rank, batch=cap),
-            stall_s=self._limits.stall_seconds,
-        )
+    def _instead(self, entry: Entry, error: EaselError) -> Choice | None:
+        """What is to be drawn after a run has failed; nothing, and the job has failed as well."""
+        then = entry.fallback.after(error, loading=entry.meter.loading and not entry.ended)
+        if isinstance(then, EaselError):
+            self._fail(entry, then)
+        return None if isinstance(then, EaselError) else then
 
     async def _observe(self, entry: Entry, event: EngineEvent) -> None:
         if isinstance(event, Waited):
@@ -362,14 +371,6 @@ class GpuScheduler:
             entry.expiry.cancel()
         entry.ended = True
         self._board.publish(entry.job.id, event)
-
-    def _again(self, entry: Entry) -> None:
-        """A second attempt, first in line, with a fresh meter: its progress starts over."""
-        again = self._entry(
-            entry.job, entry.card, entry.ticket.since, entry.attempt + 1, entry.deaths + 1
-        )
-        again.expiry = entry.expiry
-        self._schedule.add(again)
 
     # -- workers -----------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from app import __version__
-from tests.gateway import Gateway
+from tests.conftest import fake_settings
+from tests.gateway import Gateway, running_gateway
 from tests.pictures import colour_at, corners, from_base64, pixels
 
 RED_CIRCLE = "a red circle on a white background"
@@ -117,7 +118,7 @@ def test_the_model_info_and_the_load(gateway: Gateway, tmp_path: Path) -> None:
         "device": info["device"],
         "current_model": "sketch",
         "model_loaded": True,
-        "available_models": ["sketch", "sketch-flux"],
+        "available_models": ["sketch-flux", "sketch"],
     }
     line = "curl -fsS -X POST 'http://localhost:8005/v1/load-model?model_name=flux-dev'"
     told = json.loads(run(gateway, line, tmp_path))
@@ -274,9 +275,6 @@ def test_each_message_comes_when_it_happens(fake_gateway: Gateway) -> None:
 def test_loading_is_told_of_a_model_that_is_not_there_and_of_no_other(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    from tests.conftest import fake_settings
-    from tests.gateway import running_gateway
-
     data = tmp_path_factory.mktemp("data")
     with running_gateway(data, fake_settings()) as fresh, listening(fresh) as listener:
         first, second = (draw(fresh, **SLOW, steps=1).json()["job_id"] for _ in range(2))
@@ -316,16 +314,14 @@ def test_who_waits_and_who_fails_is_told(fake_gateway: Gateway) -> None:
 
 
 def test_messages_are_the_callers_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from tests.conftest import fake_settings
-    from tests.gateway import running_gateway
-
     environment = {**fake_settings(), "EASEL_TRUST_USER_HEADER": "true"}
-    with running_gateway(tmp_path_factory.mktemp("data"), environment) as shared:
-        with listening(shared, "ann") as ann, listening(shared, "bob") as bob:
-            with shared.client() as client:
-                answer = client.post(
-                    "/generate", json={"prompt": "x"}, headers={"x-openwebui-user-id": "ann"}
-                )
-            job = answer.json()["job_id"]
-            ann.until(lambda one: len(one.of(job)) >= 3)
-            assert bob.heard == []
+    data, body, hers = tmp_path_factory.mktemp("data"), {"prompt": "x"}, "x-openwebui-user-id"
+    with (
+        running_gateway(data, environment) as shared,
+        listening(shared, "ann") as ann,
+        listening(shared, "bob") as bob,
+    ):
+        with shared.client() as client:
+            job = client.post("/generate", json=body, headers={hers: "ann"}).json()["job_id"]
+        ann.until(lambda one: len(one.of(job)) >= 3)
+        assert bob.heard == []

@@ -1,4 +1,4 @@
-"""`easel serve` and `easel models`."""
+"""`easel serve`, `easel models` and `easel styles`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.cli._shell import shell
-from app.settings import load_cards, load_settings
+from app.settings import load_cards, load_settings, load_styles
 
 
 @shell.command()
@@ -40,4 +40,20 @@ def models(
         size = f"{default.width}x{default.height}"
         steps = str(default.num_inference_steps)
         table.add_row(card.id, card.family, size, steps, ", ".join(card.tasks), card.title)
+    Console().print(table)
+
+
+@shell.command()
+def styles(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the styles, and the words that they put around a prompt."""
+    known = load_styles(load_settings().styles_file)
+    if as_json:
+        told = {name: style.model_dump(mode="json") for name, style in known.items()}
+        print(json.dumps(told, indent=2))
+        return
+    table = Table("style", "also", "words", "negative", box=None)
+    for name, style in known.items():
+        table.add_row(name, ", ".join(style.aliases), style.around("..."), style.negative)
     Console().print(table)

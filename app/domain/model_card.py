@@ -76,7 +76,7 @@ class ModelCard(_Part):
 
     `source` is a diffusers folder, absolute or relative to the card's file, and `revision` the
     version that lies there, for pictures to tell. `dtype` is what the weights are computed in
-    (`auto` takes float32 on a CPU).
+    (`auto` takes float32 on a CPU). The models in `fallback` draw when this one cannot be loaded.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
@@ -89,6 +89,7 @@ class ModelCard(_Part):
     tasks: tuple[Task, ...] = ("text2image",)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     preset: Preset = "exact"
+    fallback: tuple[str, ...] = ()
     defaults: Defaults
     limits: Limits = Limits()
     fake: FakeTimes = FakeTimes()
@@ -160,6 +161,8 @@ class ModelCard(_Part):
             preset=_preset(_or(given.preset, self.preset)),
             previews=_within("previews", _or(given.previews, 0), 0, 10),
             metadata=_or(given.metadata, metadata),
+            styled=given.styled,
+            requested_model=given.requested_model,
             image=given.image,
             mask_image=given.mask_image,
         )
@@ -207,7 +210,7 @@ class ModelCard(_Part):
         return min(max(1, steps), self.limits.max_steps)
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """A size, such as that of an input picture, shrunk or enlarged in proportion to what can be drawn.
+        """A size, such as that of an input picture, in proportion to what can be drawn.
 
         A picture too narrow for both limits keeps its longer side and loses its proportion.
         """
