@@ -1,4 +1,4 @@
-"""Has a worker hold a model that somebody asks for, outside of any job."""
+"""Models and devices, seen from outside of any job: what is held, what fits, and having one loaded."""
 
 from __future__ import annotations
 
@@ -6,28 +6,47 @@ import asyncio
 
 from app.domain.errors import TimedOut, Unavailable
 from app.domain.model_card import ModelCard
+from app.scheduling.expectations import Expectations, device_kind
 from app.workers.base import WorkerLost, WorkerPool
 
 _PATIENCE = 1800.0
 """Seconds: as long as a run may wait for its model."""
 
 
-async def bring(pool: WorkerPool, card: ModelCard) -> None:
-    """Load the model where it is held already, or else where fewest are.
+class Loader:
+    """What may be asked of the workers about models."""
 
-    Raises Unavailable, TimedOut, and what `Engine.load` raises.
-    """
-    up = [slot for slot in pool.slots().values() if slot.state == "up"]
-    if not up:
-        raise Unavailable("No worker is up yet; try again in some seconds.")
-    name = card.id
-    slot = min(
-        up, key=lambda one: (name not in one.models, name not in one.parked, len(one.models))
-    )
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await pool.call(slot.id, "load", card)
-    except WorkerLost as lost:
-        raise Unavailable(f"The worker died while it loaded model {name}.") from lost
-    except TimeoutError as late:
-        raise TimedOut(f"Model {name} was not loaded within {_PATIENCE:g} s.") from late
+    def __init__(self, pool: WorkerPool, expectations: Expectations) -> None:
+        self._pool = pool
+        self._expectations = expectations
+
+    def held(self) -> set[str]:
+        """The models that some worker holds, ready to draw."""
+        return {model for slot in self._pool.slots().values() for model in slot.models}
+
+    def fits(self, card: ModelCard) -> bool:
+        """Whether some device has room for the model's weights, as far as that is known."""
+        return any(
+            not slot.room or self._expectations.memory(card, device_kind(slot.device)) <= slot.room
+            for slot in self._pool.slots().values()
+        )
+
+    async def bring(self, card: ModelCard) -> None:
+        """Load the model where it is held already, or else where fewest are.
+
+        Raises Unavailable, TimedOut, and what `Engine.load` raises.
+        """
+        up = [slot for slot in self._pool.slots().values() if slot.state == "up"]
+        if not up:
+            raise Unavailable("No worker is up yet; try again in some seconds.")
+        name = card.id
+        slot = min(
+            up, key=lambda one: (name not in one.models, name not in one.parked, len(one.models))
+        )
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._pool.call(slot.id, "load", card)
+        except WorkerLost as lost:
+            raise Unavailable(f"The worker died while it loaded model {name}.") from lost
+        except TimeoutError as late:
+            raise TimedOut(f"Model {name} was not loaded within {_PATIENCE:g} s.") from late
