@@ -100,7 +100,7 @@ class ImageService:
         """The card that a client means by `name`: an id, an alias, or nothing at all.
 
         Names of OpenAI's own models, and an absent one, mean the default model; where a front door
-        serves one `family` only, its default is the first card of that family.
+        serves one `family` only, its default is the first card of that family whose files are here.
 
         Raises:
             UnknownModel: no card answers to the name.
@@ -109,7 +109,9 @@ class ImageService:
         if not name or any(fnmatch.fnmatchcase(name, foreign) for foreign in self._foreign):
             if family is None or self._default.family == family:
                 return self._default
-            card = next((card for card in self._cards.values() if card.family == family), None)
+            kin = [card for card in self._cards.values() if card.family == family]
+            here = [card for card in kin if self.shelf.state(card.id).here]
+            card = next(iter(here or kin), None)
         else:
             card = self._names.get(name)
         if card is None:
