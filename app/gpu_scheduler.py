@@ -209,6 +209,7 @@ class GpuScheduler:
             model=card.id,
             since=since,
             seconds=self._expectations.seconds(job.request, device),
+            load=self._expectations.load(job.request, device),
             background=terms.priority == "background",
             deadline=None if terms.deadline is None else since + terms.deadline,
             again=deaths > 0,

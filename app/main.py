@@ -13,7 +13,7 @@ from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures
+from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, vision
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
 from app.archive import Archive
@@ -31,6 +31,7 @@ from app.presets import FILE_NAME, Presets
 from app.scheduling.batch_profile import BatchProfiles
 from app.scheduling.expectations import Expectations
 from app.scheduling.limits import SchedulerLimits
+from app.scheduling.loading import bring
 from app.scheduling.phase_times import PhaseTimes
 from app.service import ImageService
 from app.settings import BUNDLED, ConfigurationError, Settings, load_cards
@@ -79,11 +80,11 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
     board.observe(partial(_tell, webhooks))
     shelf = open_shelf(settings, cards)
     times = PhaseTimes()
+    pool = pool or LocalPool(
+        settings.device_names(), capacity=settings.max_running, budget=settings.budget()
+    )
     scheduler = GpuScheduler(
-        pool
-        or LocalPool(
-            settings.device_names(), capacity=settings.max_running, budget=settings.budget()
-        ),
+        pool,
         board,
         Expectations(
             times,
@@ -125,6 +126,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         Presets(settings.data_dir / FILE_NAME),
         shelf,
         check_webhook=webhooks.check,
+        load=partial(bring, pool),
         metadata=settings.metadata,
     )
     housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
@@ -180,6 +182,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
             *diffugen.HANDLERS,
             a1111.door(a1111.Console(service), settings.max_upload),
+            vision.door(vision.Desk(service)),
             *jobs.HANDLERS,
             *pictures.HANDLERS,
             *model_files.HANDLERS,

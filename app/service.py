@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +26,7 @@ from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest, replay
 from app.gpu_scheduler import GpuScheduler
-from app.job_board import JobBoard
+from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
 from app.model_files.shelf import ModelShelf
 from app.presets import Presets
@@ -65,6 +65,7 @@ class ImageService:
         shelf: ModelShelf,
         *,
         check_webhook: Callable[[str], None],
+        load: Callable[[ModelCard], Awaitable[None]],
         metadata: bool = True,
     ) -> None:
         self._cards = cards
@@ -76,6 +77,7 @@ class ImageService:
         self._presets = presets
         self.shelf = shelf
         self._check_webhook = check_webhook
+        self._load = load
         self._metadata = metadata
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
@@ -115,6 +117,10 @@ class ImageService:
             )
         return card
 
+    async def load(self, card: ModelCard) -> None:
+        """Have a worker hold the model. Raises Unavailable, TimedOut, and what `Engine.load` raises."""
+        await self._load(card)
+
     # -- jobs --------------------------------------------------------------------------------------
 
     def resolve(self, given: Arguments, family: str | None = None) -> GenerationRequest:
@@ -125,6 +131,10 @@ class ImageService:
         )
         technique = self._presets.technique(self._here(card), self._device, request.preset)
         return msgspec.structs.replace(request, technique=technique)
+
+    def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
+        """Names of fields that were given and that the model of `request` has no use for."""
+        return self._cards[request.model].unused(given, request)
 
     def presets(self, card: ModelCard) -> dict[str, dict[str, Any]]:
         """The presets that the model has here, and what was measured of each."""
@@ -257,7 +267,7 @@ class ImageService:
             eta_seconds_p90=expected.eta_seconds_p90 + coming,
         )
 
-    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
+    def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[NumberedEvent, None]:
         """Events of a job numbered above `after`, to the terminal one.
 
         At its first step raises NotFound, StoreUnavailable; and ShuttingDown, when the server ends
@@ -282,6 +292,10 @@ class ImageService:
     def feed(self, owner: str) -> AsyncIterator[Job | tuple[Job, NumberedEvent]]:
         """How an owner's unfinished jobs stand, and then every event of his; without end."""
         return self._feed.follow(owner)
+
+    def observe(self, observer: Observer) -> None:
+        """Call it with every job and event of anybody from now on."""
+        self._board.observe(observer)
 
     async def replay(self, job_id: str, *, owner: str, door: str) -> Job:
         """Draw a job again, exactly as it was. Raises NotFound, and what `submit` raises."""

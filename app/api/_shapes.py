@@ -86,10 +86,14 @@ class ModelShown(msgspec.Struct):
     owned_by: str
     title: str
     family: str
+    pipeline: str
     licence: str
     aliases: list[str]
     tasks: list[Literal["text2image", "image2image", "inpaint"]]
     samplers: list[str]
+    negative_prompt: bool
+    ignores: list[Literal["guidance_scale", "negative_prompt"]]
+    parameters: dict[str, int]
     output_formats: list[Format]
     transparent_background: bool
     defaults: dict[str, Any]
@@ -202,47 +206,6 @@ class Forgotten(msgspec.Struct):
     forgotten: int
 
 
-class SpreadShown(msgspec.Struct):
-    """Of `n` numbers of seconds."""
-
-    n: int
-    min: float
-    mean: float
-    p50: float
-    p95: float
-    max: float
-
-
-class GenerationShown(msgspec.Struct):
-    """Seconds from the start of the last attempt to the end, of jobs that succeeded."""
-
-    model: str
-    size: str
-    seconds: SpreadShown
-
-
-class DayShown(msgspec.Struct):
-    """Jobs that an owner submitted on a day (UTC), by how they ended."""
-
-    day: str
-    owner: str
-    jobs: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
-
-
-class StatisticsShown(msgspec.Struct):
-    """`success_rate` is of the jobs that succeeded, failed or expired; `waits` are seconds queued."""
-
-    generation: list[GenerationShown]
-    statuses: dict[str, int]
-    success_rate: float | None
-    waits: SpreadShown | None
-    days: list[DayShown]
-
-
 class Estimate(msgspec.Struct):
     """Half of such jobs are done after `eta_seconds`, nine of ten after `eta_seconds_p90`.
 
@@ -340,6 +303,44 @@ class WebUiProgress(msgspec.Struct):
     state: WebUiState
     current_image: str | None
     textinfo: str | None
+
+
+class VisionBanner(msgspec.Struct):
+    service: Literal["vision_service"]
+    version: str
+    status: Literal["running"]
+
+
+class VisionPicture(msgspec.Struct):
+    """`generation_time` is seconds from the start of drawing to its end, the queue not counted."""
+
+    image_bytes_b64: str
+    format: Format
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    model: str
+    requested_model: str
+    generation_time: float
+    job_id: str
+
+
+class VisionModel(msgspec.Struct):
+    cuda_available: bool
+    device: str
+    current_model: str
+    model_loaded: bool
+    available_models: list[str]
+
+
+class VisionLoaded(msgspec.Struct):
+    status: Literal["success"]
+    message: str
+    model: str
 
 
 class Nothing(msgspec.Struct):

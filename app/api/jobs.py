@@ -66,7 +66,8 @@ async def replay_job(
 async def _with_outlook(service: ImageService, job: Job) -> dict[str, Any]:
     """A new job, once it is known when it will be done: its first event says that."""
     with contextlib.suppress(Unavailable):  # it is accepted all the same
-        await anext(service.follow(job.id))
+        async with contextlib.aclosing(service.follow(job.id)) as events:
+            await anext(events)
     return shown(job)
 
 

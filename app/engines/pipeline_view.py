@@ -36,11 +36,13 @@ def view_of(
     denoisers: Mapping[str, Denoiser],
     prompts: PromptCache,
     *,
+    layers: tuple[int, ...] = (),
     tiled: bool = False,
 ) -> Any:
     """A view of `pipeline` that steps with `scheduler`, passes through `gate` and works as `rider`.
 
-    `denoisers` stand in for its parts of these names. `tiled` decodes in tiles, which takes less
+    `denoisers` stand in for its parts of these names. `layers` of a language model are all that is
+    looked at, where there are any. `tiled` decodes in tiles, which takes less
     memory and may leave faint seams.
     """
     view = object.__new__(type(pipeline))
@@ -51,9 +53,9 @@ def view_of(
         if name in denoisers:
             view.__dict__[name] = _denoiser(denoisers[name], rider)
         elif name.startswith("text_encoder") and part is not None:
-            view.__dict__[name] = _encoder(part, rider, prompts)
+            view.__dict__[name] = _encoder(part, rider, prompts, layers)
         elif name == "vae":
-            view.__dict__[name] = _decoder(part, rider, tiled=tiled)
+            view.__dict__[name] = _autoencoder(part, rider, tiled=tiled)
         elif isinstance(part, torch.nn.Module):
             view.__dict__[name] = StandIn(part, _alone(rider, part))
     return view
@@ -103,22 +105,66 @@ def _one_by_one(calls: Sequence[Callable[[], Any]]) -> Sequence[Any]:
     return results
 
 
-def _encoder(part: Any, rider: Rider, prompts: PromptCache) -> StandIn:
+def _encoder(part: Any, rider: Rider, prompts: PromptCache, layers: tuple[int, ...]) -> StandIn:
     alone = _alone(rider, part)
 
     def encode(*args: Any, **kwargs: Any) -> Any:
-        return prompts.get(part, args, kwargs, lambda: alone(*args, **kwargs))
+        return prompts.get(part, args, kwargs, lambda: _lean(alone(*args, **kwargs), layers))
 
     return StandIn(part, encode)
 
 
-def _decoder(part: Any, rider: Rider, *, tiled: bool) -> StandIn:
+def _lean(output: Any, layers: tuple[int, ...]) -> Any:
+    """A language model's output without what no pipeline looks at: it is a hundred times as much."""
+    if layers:
+        states = output.hidden_states
+        wanted = {layer % len(states) for layer in layers}
+        output["hidden_states"] = tuple(
+            state if layer in wanted else None for layer, state in enumerate(states)
+        )
+        for name in {"logits", "past_key_values"} & set(output):
+            output[name] = None
+    return output
+
+
+class _Autoencoder(StandIn):
+    """A VAE that is cast for its own view only.
+
+    Pipelines of SDXL bring theirs to float32 to encode, and to decode where it is in float16, and back
+    again: in the middle of what other pictures do with it.
+    """
+
+    def __init__(self, part: Any, rider: Rider) -> None:
+        super().__init__(part)
+        self._whole, self._rider = part, rider
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        return _alone(self._rider, self._part.encode)(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        return _alone(self._rider, self._part.decode)(*args, **kwargs)
+
+    def to(self, *given: Any, **named: Any) -> _Autoencoder:
+        dtypes = [one for one in (*given, *named.values()) if isinstance(one, torch.dtype)]
+        if dtypes and dtypes[0] != self._part.dtype:
+            is_back = dtypes[0] == self._whole.dtype
+            self._part = self._whole if is_back else self._cast(dtypes[0])
+        return self
+
+    def _cast(self, dtype: torch.dtype) -> Any:
+        return _alone(self._rider, lambda: copy.deepcopy(self._whole).to(dtype))()
+
+
+def _autoencoder(part: Any, rider: Rider, *, tiled: bool) -> StandIn:
     if tiled:
         part = copy.copy(part)  # the same weights under other flags
         part.enable_tiling()
-    return StandIn(
-        part, methods={name: _alone(rider, getattr(part, name)) for name in ("encode", "decode")}
-    )
+    return _Autoencoder(part, rider)
+
+
+def words_of(part: Any) -> Any:
+    """The tokenizer itself where a processor of words and pictures is around it."""
+    return getattr(part, "tokenizer", part)
 
 
 def one_at_a_time(tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""How many bytes a model's weights will take, told by its files alone. Needs no torch."""
+"""How many bytes a model's weights will take, told by its files or its card. Needs no torch."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ def precision_for(card: ModelCard, device: str) -> Precision:
 
 
 def weight_bytes(card: ModelCard, device: str) -> int:
-    """Bytes of the weights on `device`, before they are loaded; 0 when the files do not tell.
+    """Bytes of the weights on `device`, before they are loaded; 0 when nothing tells.
 
     Counts what loading takes: of each part that the folder's index names, the weights (half precision
     only where there is no other), every tensor once, in the precision that it will be computed in;
     and of a single file all that is used, with GGUF as it lies there. Reads a few kilobytes.
+    Without files, it is by what the card says in `parameters`.
     """
     floats = _BYTES[precision_for(card, device)]
     try:
@@ -45,7 +46,8 @@ def weight_bytes(card: ModelCard, device: str) -> int:
         without = weightless(parts_of((base / INDEX).read_bytes()))
         return _file_bytes(file, floats) + _folder_bytes(base, floats, without)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return 0  # what is wrong with the files is told when they are loaded
+        # What is wrong with the files is told when they are loaded.
+        return sum(card.parameters.values()) * floats
 
 
 def _folder_bytes(folder: Path, floats: int, without: Collection[str] = ()) -> int:

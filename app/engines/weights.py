@@ -25,6 +25,9 @@ from app.model_files.selection import variant_of
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 
+_LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
+"""Where an index may say that parts come from; the third is diffusers' own, for safety checkers."""
+
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -62,6 +65,11 @@ def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -
         raise
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"The device has no room for the weights of model {card.id}.") from error
+    except ImportError as error:
+        # Processors of pictures or films, of Flux.2 dev and Qwen-Image-Edit, want torchvision.
+        raise ModelUnavailable(
+            f"Model {card.id} needs a package that is not installed; see docs/add-a-model.md."
+        ) from error
     except Exception as error:
         # Loaders raise whatever their file formats raise (SafetensorError, OSError, KeyError …).
         raise ModelUnavailable(f"The weights of model {card.id} cannot be loaded.") from error
@@ -88,6 +96,8 @@ def _check_folder(card: ModelCard, folder: Path, kind: type[DiffusionPipeline]) 
     if parts.get("_class_name") != kind.__name__:
         raise ModelUnavailable(f"Model {card.id} is not a {kind.__name__} but another kind.")
     for name, source in parts.items():
+        if isinstance(source, list) and (not source or source[0] not in _LIBRARIES):
+            raise ModelUnavailable(f"Model {card.id} names parts of a library that is not trusted.")
         # transformers would make an empty tokenizer of an absent one, and the prompt would not act.
         if isinstance(source, list) and any(source) and not (folder / name).is_dir():
             raise ModelUnavailable(f"Model {card.id} lacks a part that its index names.")

@@ -62,6 +62,10 @@ class Expectations:
         """Seconds of work, the load of a model not counted."""
         return sum(self.phases(request, device, loaded=True).values())
 
+    def load(self, request: GenerationRequest, device: str) -> float:
+        """Seconds to bring the model where it is not held."""
+        return self.phases(request, device, loaded=False)["loading_model"]
+
     def learn(
         self,
         request: GenerationRequest,

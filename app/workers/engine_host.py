@@ -6,10 +6,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from app.domain.errors import ModelUnavailable
 from app.domain.events import PhaseStarted, Waited
 from app.domain.model_card import ModelCard
-from app.domain.request import Arguments, GenerationRequest
+from app.domain.request import GenerationRequest
 from app.engines.base import ALONE, Engine, Report, Sharing
 from app.engines.turnstile import Turnstile
 from app.workers.budget import Budget
@@ -26,14 +25,15 @@ def engine_for(card: ModelCard, turnstile: Turnstile) -> Engine:
         from app.engines.fake import FakeEngine
 
         return FakeEngine(turnstile)
-    from app.engines import flux, stable_diffusion
+    from app.engines import diffusion_transformer, flux, stable_diffusion
     from app.engines.diffusers_engine import DiffusersEngine
 
-    if card.family == "stable_diffusion":
-        return DiffusersEngine(stable_diffusion, turnstile)
-    if card.family == "flux":
-        return DiffusersEngine(flux, turnstile)
-    raise ModelUnavailable(f"No engine draws models of family {card.family}.")
+    families = {
+        "stable_diffusion": stable_diffusion.RECIPES,
+        "flux": flux.RECIPES,
+        "diffusion_transformer": diffusion_transformer.RECIPES,
+    }
+    return DiffusersEngine(families[card.family], turnstile)
 
 
 def _use_all_cores() -> None:
@@ -109,7 +109,7 @@ class EngineHost:
 
     def profile(self, card: ModelCard) -> Mapping[int, float]:
         """Load the model if need be and measure forwards for pictures of its default size."""
-        wish = card.resolve(Arguments(prompt="a warm-up"), draw_seed=lambda: 0)
+        wish = card.resolve(card.usual("a warm-up"), draw_seed=lambda: 0)
         with self._using(card) as engine:
             return engine.profile(wish)
 
