@@ -11,7 +11,7 @@ from app.domain.model_card import ModelCard
 from app.domain.model_source import is_single_file
 from app.model_files.headers import elements, header
 from app.model_files.places import weightless
-from app.model_files.selection import INDEX, is_shard_index, parts_of, shards_of, weights_of
+from app.model_files.selection import INDEX, parts_of, shard_index_of, shards_of, weights_of
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -77,10 +77,8 @@ def _weight_files(part: Path) -> list[Path]:
     if not part.is_dir():
         return []
     names = {path.name for path in part.iterdir()}
-    indexes = [name for name in names if is_shard_index(name)]
-    found = weights_of(names)
-    if indexes and any("-of-" in name for name in found):
-        found = sorted(shards_of((part / indexes[0]).read_bytes()))
+    index = shard_index_of(names)
+    found = sorted(shards_of((part / index).read_bytes())) if index else weights_of(names)
     return [part / name for name in found]
 
 
