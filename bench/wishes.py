@@ -82,7 +82,8 @@ def constants(card: ModelCard) -> dict[str, Any]:
 
 def bundled() -> dict[str, ModelCard]:
     """The cards of the models that the repository holds."""
-    return load_cards(load_settings().models_dir)
+    cards = load_cards(load_settings().models_dir)
+    return {name: card for name, card in cards.items() if card.hub is None}
 
 
 def scheduler_of(card: ModelCard) -> str:

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, events_of, require_json, wait_for
+from app.api._models import at_hand
 from app.api._owner import owner_of
 from app.api._pictures import from_base64, to_base64, upright_size, without_alpha
 from app.api._schema import BODY, WAITS, answers
@@ -72,9 +73,15 @@ class Console:
     def checkpoint(self) -> ModelCard:
         return self.service.model(self._checkpoint)
 
+    @property
+    def models(self) -> list[ModelCard]:
+        """Those whose files are here, or on their way."""
+        shelf = self.service.shelf
+        return [card for card in self.service.models() if at_hand(shelf.state(card.id))]
+
     def choose(self, name: object) -> None:
         """Take an id or an alias as checkpoint; any other name changes nothing."""
-        for card in self.service.models():
+        for card in self.models:
             if name == card.id or name in card.aliases:
                 self._checkpoint = card.id
 
@@ -184,9 +191,9 @@ async def set_options(data: JSONBody[Json], console: AtConsole) -> dict[str, str
 
 @get("/sd-models", **answers(list[WebUiModel]))
 async def sd_models(console: AtConsole) -> list[dict[str, str | None]]:
-    """Every model under its id; where it lies is not told."""
+    """Every model that is at hand under its id; where it lies is not told."""
     rest = {"hash": None, "sha256": None, "config": None}
-    ids = [card.id for card in console.service.models()]
+    ids = [card.id for card in console.models]
     return [{"title": name, "model_name": name, "filename": name, **rest} for name in ids]
 
 
