@@ -126,7 +126,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         Presets(settings.data_dir / FILE_NAME),
         shelf,
         check_webhook=webhooks.check,
-        load=partial(bring, pool),
+        load=partial(bring, pool, shelf),
         metadata=settings.metadata,
     )
     housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
