@@ -185,7 +185,15 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(
         kept = {name: one for name, one in tensors.items() if not name.startswith(some)}
         assert len(kept) < len(tensors)
         save_file(kept, tmp_path / "less.safetensors", metadata={"format": "pt"})
-        assert "not complete" in refusal(card_of(tmp_path / "less.safetensors", sd_base))
+        refusal(card_of(tmp_path / "less.safetensors", sd_base))
+
+
+def test_a_transformer_that_lacks_a_tensor_is_refused(tmp_path: Path, flux_base: Path) -> None:
+    tensors = load_file(FLUX / FLUX_WEIGHTS)
+    del tensors["proj_out.weight"]
+    save_file(tensors, tmp_path / "less.safetensors", metadata={"format": "pt"})
+    file = as_gguf(tmp_path / "less.safetensors", tmp_path / "less.gguf")
+    refusal(card_of(file, flux_base), FluxPipeline)
 
 
 def test_weights_of_another_shape_are_refused(
