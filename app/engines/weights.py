@@ -118,7 +118,7 @@ def _index(card: ModelCard, folder: Path) -> dict[str, Any]:
 
 
 def _rest(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` has to be told of the folder's parts, and those that it would not check."""
+    """What `from_pretrained` has to be told, and those parts that it would not check."""
     return {**_variant(_variants(folder)), **_text_encoders(card, folder, dtype)}
 
 
