@@ -13,7 +13,7 @@ from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, vision
+from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, styles, vision
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
 from app.archive import Archive
@@ -31,10 +31,10 @@ from app.presets import FILE_NAME, Presets
 from app.scheduling.batch_profile import BatchProfiles
 from app.scheduling.expectations import Expectations
 from app.scheduling.limits import SchedulerLimits
-from app.scheduling.loading import bring
+from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
 from app.service import ImageService
-from app.settings import BUNDLED, ConfigurationError, Settings, load_cards
+from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
@@ -83,14 +83,15 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
     pool = pool or LocalPool(
         settings.device_names(), capacity=settings.max_running, budget=settings.budget()
     )
+    expectations = Expectations(
+        times,
+        BatchProfiles(settings.data_dir / "batch_profiles.json", enabled=settings.batching),
+        weight_bytes,
+    )
     scheduler = GpuScheduler(
         pool,
         board,
-        Expectations(
-            times,
-            BatchProfiles(settings.data_dir / "batch_profiles.json", enabled=settings.batching),
-            weight_bytes,
-        ),
+        expectations,
         stored,
         shelf,
         SchedulerLimits(
@@ -125,8 +126,9 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         archive,
         Presets(settings.data_dir / FILE_NAME),
         shelf,
+        load_styles(settings.styles_file),
         check_webhook=webhooks.check,
-        load=partial(bring, pool, shelf),
+        loader=Loader(pool, shelf, expectations),
         metadata=settings.metadata,
     )
     housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
@@ -186,6 +188,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *jobs.HANDLERS,
             *pictures.HANDLERS,
             *model_files.HANDLERS,
+            *styles.HANDLERS,
             *health.HANDLERS,
         ],
         lifespan=[parts],

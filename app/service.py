@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,9 +22,11 @@ from app.domain.errors import (
     WorkerCrashed,
 )
 from app.domain.events import Failed, NumberedEvent
+from app.domain.fallback import chain
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
-from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest, replay
+from app.domain.request import AUTO, SEED_LIMIT, Arguments, GenerationRequest, replay
+from app.domain.style import Styles
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
@@ -32,6 +34,7 @@ from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
 from app.scheduling.expectations import device_kind
+from app.scheduling.loading import Loader
 from app.scheduling.schedule import Estimate
 from app.store.history import Wanted
 from app.store.pictures import StoredImage
@@ -63,9 +66,10 @@ class ImageService:
         archive: Archive,
         presets: Presets,
         shelf: ModelShelf,
+        styles: Styles,
         *,
         check_webhook: Callable[[str], None],
-        load: Callable[[ModelCard], Awaitable[None]],
+        loader: Loader,
         metadata: bool = True,
     ) -> None:
         self._cards = cards
@@ -76,8 +80,9 @@ class ImageService:
         self.archive = archive
         self._presets = presets
         self.shelf = shelf
+        self.styles = styles
         self._check_webhook = check_webhook
-        self._load = load
+        self._loader = loader
         self._metadata = metadata
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
@@ -95,7 +100,7 @@ class ImageService:
         """The card that a client means by `name`: an id, an alias, or nothing at all.
 
         Names of OpenAI's own models, and an absent one, mean the default model; where a front door
-        serves one `family` only, its default is the first card of that family.
+        serves one `family` only, its default is the first card of that family whose files are here.
 
         Raises:
             UnknownModel: no card answers to the name.
@@ -104,7 +109,9 @@ class ImageService:
         if not name or any(fnmatch.fnmatchcase(name, foreign) for foreign in self._foreign):
             if family is None or self._default.family == family:
                 return self._default
-            card = next((card for card in self._cards.values() if card.family == family), None)
+            kin = [card for card in self._cards.values() if card.family == family]
+            here = [card for card in kin if self.shelf.state(card.id).here]
+            card = next(iter(here or kin), None)
         else:
             card = self._names.get(name)
         if card is None:
@@ -119,13 +126,30 @@ class ImageService:
 
     async def load(self, card: ModelCard) -> None:
         """Have a worker hold the model. Raises Unavailable, TimedOut, and what `Engine.load` raises."""
-        await self._load(card)
+        await self._loader.bring(card)
 
     # -- jobs --------------------------------------------------------------------------------------
 
     def resolve(self, given: Arguments, family: str | None = None) -> GenerationRequest:
         """The request that a submission would draw. Raises InvalidRequest."""
-        card = self.model(given.model, family)
+        if given.model == AUTO and AUTO not in self._names:
+            return self._chosen(given, family)
+        return self._resolved(self.model(given.model, family), given)
+
+    def _chosen(self, given: Arguments, family: str | None) -> GenerationRequest:
+        """The request to the model that will have it drawn soonest: of those that can take it and fit
+        somewhere, one that is held, or else the default model, or else any."""
+        given = msgspec.structs.replace(given, requested_model=AUTO)
+        default, held = self.model(None, family), self._loader.held()
+        cards = [card for card in self._cards.values() if family in (None, card.family)]
+        for card in sorted(cards, key=lambda one: (one.id not in held, one is not default)):
+            if self._loader.fits(card):
+                with suppress(InvalidRequest):
+                    return self._resolved(card, given)
+        return self._resolved(default, given)
+
+    def _resolved(self, card: ModelCard, given: Arguments) -> GenerationRequest:
+        given = self.styles.onto(given, card.defaults.negative_prompt)
         request = card.resolve(
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
         )
@@ -186,10 +210,35 @@ class ImageService:
                 digest=attempt.digest if attempt else "",
                 key=attempt.key if attempt else None,
                 webhook=given.webhook,
+                instead=self._instead(given, request),
             )
         self._attendance.grant(job.id, grace)
-        self._scheduler.submit(job, self._cards[request.model])
+        self._queue(job)
         return job
+
+    def _instead(
+        self, given: Arguments, request: GenerationRequest
+    ) -> tuple[GenerationRequest, ...]:
+        """The same wish to each model that draws when the request's own cannot be loaded, as far as
+        that one can take it; without pictures."""
+        wishes: list[GenerationRequest] = []
+        wish = msgspec.structs.replace(given, seed=request.seed, requested_model=request.asked)
+        for name in chain(self._cards, request.model):
+            with suppress(InvalidRequest):
+                other = self._resolved(self._cards[name], wish)
+                wishes.append(other.without_pictures())
+        return tuple(wishes)
+
+    def _queue(self, job: Job) -> None:
+        """Hand a job to the scheduler, with what is left to draw in its place."""
+        models = [request.model for request in job.instead]
+        tried = models.index(job.request.model) + 1 if job.request.model in models else 0
+        instead = [
+            (self._cards[request.model], request.with_pictures_of(job.request))
+            for request in job.instead[tried:]
+            if request.model in self._cards
+        ]
+        self._scheduler.submit(job, self._cards[job.request.model], instead)
 
     async def submit_once(
         self, attempt: Attempt, given: Arguments, *, door: str, grace: float = 0.0
@@ -231,7 +280,7 @@ class ImageService:
                 self._board.publish(job.id, Failed(died.code, died.message))
             else:
                 self._attendance.grant(job.id, job.grace)
-                self._scheduler.submit(job, card)
+                self._queue(job)
                 self.attend(job)
                 await self.leave(job)  # its client went with the connection
 

@@ -78,7 +78,7 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     **{("POST", f"/generate{end}/stream"): _SUBMITS | {200} for end in ("", "/stable", "/flux")},
     **{
         ("GET", f"/sdapi/v1/{name}"): {200, 500}
-        for name in ("options", "sd-models", "samplers", "schedulers")
+        for name in ("options", "sd-models", "samplers", "schedulers", "prompt-styles")
     },
     ("POST", "/sdapi/v1/options"): _BODY | {200},
     ("POST", "/sdapi/v1/txt2img"): _WAITS,
@@ -105,6 +105,7 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     ("GET", "/images/{image_id}/thumbnail"): _STORED | {404},
     ("PUT", "/images/{image_id}/favourite"): _STORED | {404},
     ("DELETE", "/images/{image_id}/favourite"): _STORED | {404},
+    ("GET", "/styles"): {200, 500},
     ("GET", "/stats"): _STORED | {400},
     ("POST", "/estimate"): _BODY | {200, 404},
     ("GET", "/health"): {200, 500},

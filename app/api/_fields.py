@@ -61,6 +61,7 @@ class PictureFields(BaseModel):
     output_format: str | None = None
     output_compression: int | None = None
     metadata: bool | None = None
+    style: str | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
     priority: Priority | None = None
     deadline: Seconds | None = None
@@ -112,6 +113,7 @@ class PictureFields(BaseModel):
             output_format=self.output_format,
             output_compression=self.output_compression,
             metadata=self.metadata,
+            styles=(self.style,) if self.style else (),
             webhook=self.webhook,
             terms=Terms(
                 priority=self.priority or "interactive",

@@ -46,9 +46,11 @@ class Usage(msgspec.Struct):
 
 
 class Picture(msgspec.Struct):
-    """Either `b64_json` or `url`, as `response_format` says."""
+    """Either `b64_json` or `url`, as `response_format` says; `revised_prompt` where a style put words
+    around what was given."""
 
     seed: int
+    revised_prompt: str | None = None
     b64_json: str | None = None
     url: str | None = None
 
@@ -67,6 +69,7 @@ class Pictures(msgspec.Struct):
     quality: Literal["low", "medium", "high"]
     usage: Usage
     model: str
+    requested_model: str
     job_id: str
     preset: Literal["strict", "exact", "balanced", "fast"]
     technique: str
@@ -151,6 +154,19 @@ class Removed(msgspec.Struct):
     freed: int
 
 
+class StyleShown(msgspec.Struct):
+    id: str
+    title: str
+    aliases: list[str]
+    prefix: str
+    suffix: str
+    negative: str
+
+
+class StyleList(msgspec.Struct):
+    styles: list[StyleShown]
+
+
 class JobError(msgspec.Struct):
     code: str
     message: str | None
@@ -168,6 +184,7 @@ class JobShown(msgspec.Struct):
     owner: str
     created: float
     model: str
+    requested_model: str
     prompt: str
     negative_prompt: str
     size: str
@@ -175,6 +192,7 @@ class JobShown(msgspec.Struct):
     num_inference_steps: int
     guidance_scale: float
     sampler: str
+    style: str
     seed: int
     progress: float
     fraction: float
@@ -247,6 +265,7 @@ class DiffuGenAnswer(msgspec.Struct):
     job_id: str
     images: list[DiffuGenPicture]
     model: str
+    requested_model: str
     parameters: DiffuGenParameters
 
 
@@ -276,6 +295,12 @@ class WebUiScheduler(msgspec.Struct):
     aliases: list[str] | None
     default_rho: float
     need_inner_model: bool
+
+
+class WebUiStyle(msgspec.Struct):
+    name: str
+    prompt: str
+    negative_prompt: str
 
 
 class WebUiPictures(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Easel in the shell: serve, generate, inspect, stats, models, bench."""
+"""Easel in the shell: serve, generate, inspect, stats, models, styles, bench."""
 
 from __future__ import annotations
 

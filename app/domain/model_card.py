@@ -86,7 +86,8 @@ class ModelCard(_Part):
     the class that the folder's index names (by default the family's first), and `scheduler` overrides
     values of the folder's noise schedule. `ignores` names what a client may give and the model was
     trained to do without. `parameters` counts the weights of each part. `dtype` is what they are
-    computed in (`auto` takes float32 on a CPU).
+    computed in (`auto` takes float32 on a CPU). The models in `fallback` draw when this one cannot be
+    loaded.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
@@ -104,6 +105,7 @@ class ModelCard(_Part):
     ignores: tuple[Literal["guidance_scale", "negative_prompt"], ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     preset: Preset = "exact"
+    fallback: tuple[str, ...] = ()
     defaults: Defaults
     limits: Limits = Limits()
     scheduler: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -247,6 +249,8 @@ class ModelCard(_Part):
             preset=_preset(_or(given.preset, self.preset)),
             previews=_within("previews", _or(given.previews, 0), 0, 10),
             metadata=_or(given.metadata, metadata),
+            styled=given.styled,
+            requested_model=given.requested_model,
             image=given.image,
             mask_image=given.mask_image,
         )
@@ -294,7 +298,7 @@ class ModelCard(_Part):
         return min(max(1, steps), self.limits.max_steps)
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """A size, such as an input picture's, shrunk or enlarged in proportion to what can be drawn.
+        """A size, such as that of an input picture, in proportion to what can be drawn.
 
         A picture too narrow for both limits keeps its longer side and loses its proportion.
         """

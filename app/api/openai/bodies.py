@@ -26,7 +26,6 @@ IGNORED = (
     "user",
     "safety_identifier",
     "moderation",
-    "style",
     "complexity",
     "input_fidelity",
     "frame_count",
