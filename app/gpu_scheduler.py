@@ -97,7 +97,11 @@ class GpuScheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = QueueNews(self._schedule, board, pool.slots, self._warm_ups.going)
         self._arrivals = Arrivals(
-            shelf, board, rest=self._seconds_of, admit=self._admit, fail=self._cannot_come
+            shelf,
+            board,
+            rest=lambda one: self._outlooks(one)[one.job.id].end,
+            admit=self._admit,
+            fail=self._cannot_come,
         )
         shelf.busy = lambda: self._schedule.models(pool.slots()) | self._arrivals.models()
         self._room = QueueRoom(limits.max_queue, self.waiting, self._until_one_starts)
@@ -194,10 +198,6 @@ class GpuScheduler:
         """Its model's files are not here and will not come."""
         if (again := self._instead(entry, error, loading=True)) is not None:
             self._arrivals.add(self._entry(entry.job, again, entry.ticket.since, entry))
-
-    def _seconds_of(self, entry: Entry) -> float:
-        """Until the end of a job that would be queued now."""
-        return self._outlooks(entry)[entry.job.id].end
 
     def _entry(
         self,
