@@ -97,11 +97,7 @@ class GpuScheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = QueueNews(self._schedule, board, pool.slots, self._warm_ups.going)
         self._arrivals = Arrivals(
-            shelf,
-            board,
-            rest=lambda one: self._outlooks(one)[one.job.id].end,
-            admit=self._admit,
-            fail=self._cannot_come,
+            shelf, board, self._outlooks, admit=self._admit, fail=self._cannot_come
         )
         shelf.busy = lambda: self._schedule.models(pool.slots()) | self._arrivals.models()
         self._room = QueueRoom(limits.max_queue, self.waiting, self._until_one_starts)
