@@ -97,7 +97,7 @@ class GpuScheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = QueueNews(self._schedule, board, pool.slots, self._warm_ups.going)
         self._arrivals = Arrivals(
-            shelf, board, rest=self._seconds_of, admit=self._admit, fail=self._cannot_come
+            shelf, board, self._outlooks, admit=self._admit, fail=self._cannot_come
         )
         shelf.busy = lambda: self._schedule.models(pool.slots()) | self._arrivals.models()
         self._room = QueueRoom(limits.max_queue, self.waiting, self._until_one_starts)
@@ -186,8 +186,6 @@ class GpuScheduler:
 
     def _admit(self, entry: Entry) -> None:
         """The files of its model are here: the job is queued."""
-        if entry.meter.floor > 0.0:  # they were not when it came
-            self._expectations.forget_memory(entry.card.id)
         self._schedule.add(entry)
         self._news.tell(at_once=True)
         self._dispatch()
@@ -196,10 +194,6 @@ class GpuScheduler:
         """Its model's files are not here and will not come."""
         if (again := self._instead(entry, error, loading=True)) is not None:
             self._arrivals.add(self._entry(entry.job, again, entry.ticket.since, entry))
-
-    def _seconds_of(self, entry: Entry) -> float:
-        """Until the end of a job that would be queued now."""
-        return self._outlooks(entry)[entry.job.id].end
 
     def _entry(
         self,

@@ -128,7 +128,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         shelf,
         load_styles(settings.styles_file),
         check_webhook=webhooks.check,
-        loader=Loader(pool, expectations),
+        loader=Loader(pool, shelf, expectations),
         metadata=settings.metadata,
     )
     housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())

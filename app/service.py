@@ -137,13 +137,13 @@ class ImageService:
         return self._resolved(self.model(given.model, family), given)
 
     def _chosen(self, given: Arguments, family: str | None) -> GenerationRequest:
-        """The request to the model that will have it drawn soonest: of those that can take it and fit
-        somewhere, one that is held, or else the default model, or else any."""
+        """The request to the model that will have it drawn soonest: of those that can take it, are
+        here and fit somewhere, one that is held, or else the default model, or else any."""
         given = msgspec.structs.replace(given, requested_model=AUTO)
         default, held = self.model(None, family), self._loader.held()
         cards = [card for card in self._cards.values() if family in (None, card.family)]
         for card in sorted(cards, key=lambda one: (one.id not in held, one is not default)):
-            if self._loader.fits(card):
+            if self.shelf.state(card.id).here and self._loader.fits(card):
                 with suppress(InvalidRequest):
                     return self._resolved(card, given)
         return self._resolved(default, given)

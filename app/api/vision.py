@@ -158,6 +158,8 @@ def _text(job: Job, numbered: NumberedEvent) -> str | None:
     match numbered.event:
         case Queued(position) if numbered.number == 1 and position > 1:
             return f"Waiting in the queue (position {position})..."
+        case Progressed(phase="loading_model", message=coming) if job.status == "queued":
+            return coming  # how far the download of its model is
         case Progressed(phase="preparing"):
             many = f"{request.n} images of {request.size}" if request.n > 1 else ""
             steps = request.num_inference_steps
