@@ -69,6 +69,7 @@ class Gateway:
     async def close(self) -> None:
         """Write down what is left to write, and let go of everything."""
         await self.end_jobs()
+        await asyncio.to_thread(self.service.shelf.close)
         if self._tidying is not None:
             self._tidying.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -14,16 +14,14 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from app.domain.errors import (
     Cancelled,
     DeadlineExceeded,
     EaselError,
-    QueueFull,
     ShuttingDown,
     TimedOut,
     WorkerCrashed,
@@ -45,14 +43,18 @@ from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
 from app.domain.request import GenerationRequest, Terms
 from app.job_board import JobBoard
+from app.model_files.shelf import ModelShelf
+from app.scheduling.arrivals import Arrivals
 from app.scheduling.expectations import Expectations, device_kind
 from app.scheduling.fair_queue import FairQueue, Ticket
 from app.scheduling.fallback import Choice, Fallback
+from app.scheduling.forecast import Outlook
 from app.scheduling.limits import SchedulerLimits
 from app.scheduling.queue_news import QueueNews
+from app.scheduling.room import QueueRoom
 from app.scheduling.run_clock import RunClock
 from app.scheduling.schedule import Entry, Estimate, Schedule
-from app.scheduling.warm_up import warm_up
+from app.scheduling.warm_up import WarmUps
 from app.store.pictures import PictureStore, StoredImage
 from app.workers.base import SlotInfo, WorkerLost, WorkerPool
 
@@ -72,6 +74,7 @@ class GpuScheduler:
         board: JobBoard,
         expectations: Expectations,
         pictures: PictureStore,
+        shelf: ModelShelf,
         limits: SchedulerLimits,
         *,
         preload: Iterable[ModelCard] = (),
@@ -81,8 +84,8 @@ class GpuScheduler:
         self._board = board
         self._expectations = expectations
         self._pictures = pictures
+        self._shelf = shelf
         self._limits = limits
-        self._preload = tuple(preload)
         self._new_id = new_id
         queue = FairQueue(
             limits.owner_weights,
@@ -90,11 +93,14 @@ class GpuScheduler:
             starvation_seconds=limits.starvation_seconds,
         )
         self._schedule = Schedule(queue, expectations, limits.max_models)
-        self._warm: set[tuple[str, int]] = set()
-        self._warming: Counter[str] = Counter()
+        self._warm_ups = WarmUps(pool, expectations, preload, shelf.local, self._dispatch)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._news = QueueNews(self._schedule, board, pool.slots, lambda: +self._warming)
-        self._held = 0
+        self._news = QueueNews(self._schedule, board, pool.slots, self._warm_ups.going)
+        self._arrivals = Arrivals(
+            shelf, board, rest=self._seconds_of, admit=self._admit, fail=self._not_here
+        )
+        shelf.busy = lambda: self._schedule.models(pool.slots()) | self._arrivals.models()
+        self._room = QueueRoom(limits.max_queue, self.waiting, self._until_one_starts)
         self._closing = False
 
     # -- life --------------------------------------------------------------------------------------
@@ -102,6 +108,7 @@ class GpuScheduler:
     async def start(self) -> None:
         await self._pool.start()
         self._spawn(self._watch())
+        self._spawn(self._arrivals.run())
         self._spawn(self._tell_now_and_then())
 
     async def close(self, drain_s: float = 0.0) -> None:
@@ -118,7 +125,8 @@ class GpuScheduler:
             await asyncio.sleep(0.05)
         self._news.close()
         ended = ShuttingDown("The server is shutting down.")
-        for entry in [*self._schedule.waiting.values(), *self._schedule.running.values()]:
+        known = (*self._schedule.waiting.values(), *self._schedule.running.values())
+        for entry in (*known, *self._arrivals.entries()):
             if entry.job.grace == 0.0:
                 self._end(entry, Failed(ended.code, ended.message))
             entry.ended = True
@@ -134,43 +142,31 @@ class GpuScheduler:
     def ready(self) -> bool:
         """Whether some worker could start on a picture now, its preloaded models in place."""
         return not self._closing and any(
-            slot.state == "up" and (slot.id, slot.epoch) in self._warm
-            for slot in self._pool.slots().values()
+            slot.state == "up" and self._warm_ups.done(slot) for slot in self._pool.slots().values()
         )
 
     def slots(self) -> list[SlotInfo]:
         return list(self._pool.slots().values())
 
     def waiting(self) -> int:
-        return len(self._schedule.waiting)
+        return len(self._schedule.waiting) + len(self._arrivals)
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def room(self) -> Iterator[None]:
+    def room(self) -> AbstractContextManager[None]:
         """A place in the queue, held while the job is made. Raises QueueFull, ShuttingDown."""
-        self._check_room()
-        self._held += 1
-        try:
-            yield
-        finally:
-            self._held -= 1
-
-    def _check_room(self) -> None:
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
-        if (count := self.waiting() + self._held) >= self._limits.max_queue:
-            seconds = min(59, max(1, math.ceil(self._until_one_starts())))
-            raise QueueFull(
-                f"{count} jobs are waiting, as many as may. Try again in {seconds} s.",
-                retry_after=seconds,
-            )
+        return self._room.hold()
 
     def _until_one_starts(self) -> float:
         """Seconds until the first of those that wait starts."""
-        now = time.monotonic()
-        outlooks = self._schedule.outlooks(self._pool.slots(), +self._warming, now)
+        outlooks = self._outlooks()
         return min((outlooks[job_id].start for job_id in self._schedule.waiting), default=1.0)
+
+    def _outlooks(self, guest: Entry | None = None) -> dict[str, Outlook]:
+        now, warming = time.monotonic(), self._warm_ups.going()
+        return self._schedule.outlooks(self._pool.slots(), warming, now, guest)
 
     def submit(self, job: Job, card: ModelCard, instead: Iterable[Choice] = ()) -> None:
         """Queue a job that is on the board: a new one, or one that an earlier process has left; with
@@ -188,22 +184,26 @@ class GpuScheduler:
         if (deadline := job.terms.deadline) is not None:
             loop = asyncio.get_running_loop()
             entry.expiry = loop.call_later(max(0.0, deadline - age), self._expire, job)
+        self._arrivals.add(entry)
+
+    def _admit(self, entry: Entry) -> None:
+        """The files of its model are here: the job is queued."""
+        if entry.meter.floor > 0.0:  # they were not when it came
+            self._expectations.forget_memory(entry.card.id)
         self._schedule.add(entry)
         self._news.tell(at_once=True)
         self._dispatch()
 
-    def _entry(
-        self,
-        job: Job,
-        choice: Choice,
-        since: float,
-        before: Entry | None = None,
-        died: bool = False,
-    ) -> Entry:
-        """An attempt at a job, after the one `before`, whose worker may have `died`."""
+    def _seconds_of(self, entry: Entry) -> float:
+        """Until the end of a job that would be queued now."""
+        return self._outlooks(entry)[entry.job.id].end
+
+    def _entry(self, job: Job, choice: Choice, since: float, before: Entry | None = None) -> Entry:
+        """An attempt at a job, after the one `before`."""
         terms, (card, request) = job.terms, choice
-        deaths = (before.deaths if before else 0) + died
+        deaths = before.deaths if before else 0
         device = self._schedule.device(self._pool.slots().values())
+        card = self._shelf.local(card.id) or card
         self._expectations.memory(card, device)
         ticket = Ticket(
             id=job.id,
@@ -211,6 +211,7 @@ class GpuScheduler:
             model=card.id,
             since=since,
             seconds=self._expectations.seconds(request, device),
+            load=self._expectations.load(request, device),
             background=terms.priority == "background",
             deadline=None if terms.deadline is None else since + terms.deadline,
             again=deaths > 0,
@@ -222,9 +223,9 @@ class GpuScheduler:
             meter=ProgressMeter(since),
             ticket=ticket,
             fallback=before.fallback if before else Fallback([]),
-            attempt=(before or job).attempt + 1,
+            attempt=before.attempt + bool(before.slot) if before else job.attempt + 1,
             deaths=deaths,
-            drawn_alone=died or (before.drawn_alone if before else job.attempt > 0),
+            drawn_alone=deaths > 0 or (before.drawn_alone if before else job.attempt > 0),
             expiry=before.expiry if before else None,
         )
 
@@ -238,6 +239,7 @@ class GpuScheduler:
 
     async def _call_off(self, job_id: str, end: JobEvent) -> None:
         entry = self._schedule.waiting.get(job_id) or self._schedule.running.get(job_id)
+        entry = entry or self._arrivals.drop(job_id)
         if entry is None:
             return
         self._end(entry, end)
@@ -261,17 +263,18 @@ class GpuScheduler:
             terms=terms,
         )
         entry, slots = self._entry(guest, (card, request), now), self._pool.slots()
-        return self._schedule.estimate(entry, slots, +self._warming, now)
+        return self._schedule.estimate(entry, slots, self._warm_ups.going(), now)
 
     # -- who is next -------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         now = time.monotonic()
         for slot in self._pool.slots().values():
-            if self._closing or slot.state != "up" or self._warming[slot.id]:
+            if self._closing or slot.state != "up" or slot.id in self._warm_ups.going():
                 continue
             while entry := self._schedule.next_for(slot, self._pool.slots().values(), now):
                 self._schedule.start(entry, slot, now)
+                self._shelf.used(entry.card.id)
                 self._spawn(self._draw(entry, slot))
         self._news.tell()
 
@@ -290,7 +293,7 @@ class GpuScheduler:
         spec = self._schedule.spec(entry, slot, self._limits.stall_seconds)
         run = entry.run = self._pool.run(slot.id, spec)
         limit = min(job.terms.timeout or math.inf, self._limits.generation_timeout)
-        again, died, seconds = None, False, None
+        again, seconds = None, None
         try:
             async with asyncio.timeout(limit) as clock:
                 run_clock = RunClock(clock)
@@ -305,17 +308,19 @@ class GpuScheduler:
                 request, device, measured, loaded=entry.loaded, shared=entry.shared
             )
             seconds = sum(measured.values()) - measured.get("loading_model", 0.0)
+            self._shelf.note(entry.card.id, None)
             self._end(entry, Succeeded())
         except Cancelled:
             self._end(entry, JobCancelled())
         except TimeoutError:
             self._fail(entry, TimedOut(f"Drawing took longer than the {limit:g} s allowed."))
         except EaselError as error:
-            again = self._instead(entry, error)
+            self._shelf.note(entry.card.id, error)
+            again = self._instead(entry, error, loading=entry.meter.loading)
         except WorkerLost as loss:
-            died = entry.deaths + 1 < MAX_DEATHS and not entry.ended
+            entry.deaths += 1
             _log.warning("job %s lost its worker in attempt %d: %s", job.id, entry.attempt, loss)
-            if died:
+            if entry.deaths < MAX_DEATHS and not entry.ended:
                 again = entry.card, request
             else:
                 crashed = WorkerCrashed(f"The worker died {MAX_DEATHS} times over this job.")
@@ -326,17 +331,26 @@ class GpuScheduler:
         finally:
             await run.aclose()
             self._schedule.end(entry, 0.0 if again else seconds)
-            if again:  # with a fresh meter: its progress starts over
-                self._schedule.add(self._entry(job, again, entry.ticket.since, entry, died))
+            if again:
+                self._again(entry, again)
             if not self._closing:
                 self._dispatch()
 
-    def _instead(self, entry: Entry, error: EaselError) -> Choice | None:
+    def _instead(self, entry: Entry, error: EaselError, *, loading: bool) -> Choice | None:
         """What is to be drawn after a run has failed; nothing, and the job has failed as well."""
-        then = entry.fallback.after(error, loading=entry.meter.loading and not entry.ended)
+        then = entry.fallback.after(error, loading=loading and not entry.ended)
         if isinstance(then, EaselError):
             self._fail(entry, then)
         return None if isinstance(then, EaselError) else then
+
+    def _not_here(self, entry: Entry, error: EaselError) -> None:
+        """The files of its model cannot be had."""
+        if again := self._instead(entry, error, loading=True):
+            self._again(entry, again)
+
+    def _again(self, entry: Entry, choice: Choice) -> None:
+        """Another attempt, with a fresh meter: its progress starts over."""
+        self._arrivals.add(self._entry(entry.job, choice, entry.ticket.since, entry))
 
     async def _observe(self, entry: Entry, event: EngineEvent) -> None:
         if isinstance(event, Waited):
@@ -354,7 +368,7 @@ class GpuScheduler:
 
         def remaining() -> float:
             slots = self._pool.slots()
-            return self._schedule.remaining(entry, slots, +self._warming, now)
+            return self._schedule.remaining(entry, slots, self._warm_ups.going(), now)
 
         steps_done = entry.meter.finishing
         self._board.publish(entry.job.id, entry.meter.observe(event, now, remaining))
@@ -377,19 +391,7 @@ class GpuScheduler:
     async def _watch(self) -> None:
         async for event in self._pool.watch():
             if event.kind == "up":
-                self._spawn(self._warm_up(self._pool.slots()[event.slot]))
-            self._dispatch()
-
-    async def _warm_up(self, slot: SlotInfo) -> None:
-        """Jobs wait for its end: what is measured meanwhile must not be disturbed."""
-        self._warming[slot.id] += 1
-        try:
-            await warm_up(self._pool, slot, self._preload, self._expectations)
-            self._warm.add((slot.id, slot.epoch))
-        except (EaselError, WorkerLost) as error:
-            _log.error("worker %s cannot warm up: %s", slot.id, error)
-        finally:
-            self._warming[slot.id] -= 1
+                self._spawn(self._warm_ups.run(self._pool.slots()[event.slot]))
             self._dispatch()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -193,7 +193,7 @@ class JobBoard:
             await entry.news.wait()
         return entry.job if entry else await self._store.get(job_id)
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
+    async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[NumberedEvent, None]:
         """Every event numbered above `after`, past and to come; ends after the terminal one.
 
         Raises NotFound and StoreUnavailable at the first step; and ShuttingDown, when this process

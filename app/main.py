@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -13,17 +13,20 @@ from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import a1111, diffugen, health, jobs, openai, pictures, styles, vision
+from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, styles, vision
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
 from app.archive import Archive
 from app.domain.events import NumberedEvent
 from app.domain.job import Job
+from app.domain.model_card import ModelCard
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
 from app.gpu_scheduler import GpuScheduler
 from app.housekeeping import Housekeeping
 from app.job_board import JobBoard
+from app.model_files.shelf import ModelShelf
+from app.model_files.usage import Usage
 from app.presets import FILE_NAME, Presets
 from app.scheduling.batch_profile import BatchProfiles
 from app.scheduling.expectations import Expectations
@@ -31,7 +34,7 @@ from app.scheduling.limits import SchedulerLimits
 from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
 from app.service import ImageService
-from app.settings import ConfigurationError, Settings, load_cards, load_styles
+from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
@@ -75,6 +78,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
     board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
     webhooks = Webhooks(settings.webhook_policy())
     board.observe(partial(_tell, webhooks))
+    shelf = open_shelf(settings, cards)
     times = PhaseTimes()
     pool = pool or LocalPool(
         settings.device_names(), capacity=settings.max_running, budget=settings.budget()
@@ -89,6 +93,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         board,
         expectations,
         stored,
+        shelf,
         SchedulerLimits(
             max_queue=settings.max_queue,
             aging_seconds=settings.aging_seconds,
@@ -121,12 +126,25 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         archive,
         Presets(settings.data_dir / FILE_NAME),
         load_styles(settings.styles_file),
+        shelf,
         check_webhook=webhooks.check,
         loader=Loader(pool, expectations),
         metadata=settings.metadata,
     )
     housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
     return Gateway(service, scheduler, board, database, stored, housekeeping, webhooks)
+
+
+def open_shelf(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelShelf:
+    """What is known of the models' files."""
+    return ModelShelf(
+        cards,
+        Usage(settings.data_dir / "model_use.json"),
+        bundled=BUNDLED,
+        auto=settings.downloads == "auto",
+        max_disk=settings.max_disk,
+        pinned=settings.pinned,
+    )
 
 
 def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
@@ -170,6 +188,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *jobs.HANDLERS,
             *pictures.HANDLERS,
             *styles.HANDLERS,
+            *model_files.HANDLERS,
             *health.HANDLERS,
         ],
         lifespan=[parts],

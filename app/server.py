@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -60,6 +61,8 @@ def run(settings: Settings) -> None:
     # asyncio sets this only on sockets made with an explicit protocol, which uvicorn's is not; without
     # it every answer on a kept connection waits 40 ms for the acknowledgement of the one before.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    gc.collect()
+    gc.freeze()  # what is there now stays: no request waits while the collector looks through it
     _log.info("Easel serves on http://%s", _address(sock))
     _Server(config, lambda: gateway.end_jobs(settings.drain_seconds)).run(sockets=[sock])
 

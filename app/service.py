@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +30,7 @@ from app.domain.style import Styles
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
+from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
 from app.scheduling.expectations import device_kind
@@ -65,6 +66,7 @@ class ImageService:
         archive: Archive,
         presets: Presets,
         styles: Styles,
+        shelf: ModelShelf,
         *,
         check_webhook: Callable[[str], None],
         loader: Loader,
@@ -78,6 +80,7 @@ class ImageService:
         self.archive = archive
         self._presets = presets
         self.styles = styles
+        self.shelf = shelf
         self._check_webhook = check_webhook
         self._loader = loader
         self._metadata = metadata
@@ -121,7 +124,7 @@ class ImageService:
 
     async def load(self, card: ModelCard) -> None:
         """Have a worker hold the model. Raises Unavailable, TimedOut, and what `Engine.load` raises."""
-        await self._loader.bring(card)
+        await self._loader.bring(self._here(card))
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -132,13 +135,13 @@ class ImageService:
         return self._resolved(self.model(given.model, family), given)
 
     def _chosen(self, given: Arguments, family: str | None) -> GenerationRequest:
-        """The request to the model that will have it drawn soonest: of those that can take it and fit
-        somewhere, one that is held, or else the default model, or else any."""
+        """The request to the model that will have it drawn soonest: of those that are here, can take it
+        and fit somewhere, one that is held, or else the default model, or else any."""
         given = msgspec.structs.replace(given, requested_model=AUTO)
         default, held = self.model(None, family), self._loader.held()
         cards = [card for card in self._cards.values() if family in (None, card.family)]
         for card in sorted(cards, key=lambda one: (one.id not in held, one is not default)):
-            if self._loader.fits(card):
+            if self.shelf.local(card.id) is not None and self._loader.fits(self._here(card)):
                 with suppress(InvalidRequest):
                     return self._resolved(card, given)
         return self._resolved(default, given)
@@ -148,12 +151,20 @@ class ImageService:
         request = card.resolve(
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
         )
-        technique = self._presets.technique(card, self._device, request.preset)
+        technique = self._presets.technique(self._here(card), self._device, request.preset)
         return msgspec.structs.replace(request, technique=technique)
+
+    def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
+        """Names of fields that were given and that the model of `request` has no use for."""
+        return self._cards[request.model].unused(given, request)
 
     def presets(self, card: ModelCard) -> dict[str, dict[str, Any]]:
         """The presets that the model has here, and what was measured of each."""
-        return self._presets.shown(card, self._device)
+        return self._presets.shown(self._here(card), self._device)
+
+    def _here(self, card: ModelCard) -> ModelCard:
+        """The card with paths, as soon as its files are here."""
+        return self.shelf.local(card.id) or card
 
     def preset_of(self, request: GenerationRequest) -> dict[str, Any]:
         """How a request is drawn: its preset, the technique, and what was measured of that."""
@@ -297,7 +308,7 @@ class ImageService:
         card = self._cards[request.model]
         return request, self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
 
-    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
+    def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[NumberedEvent, None]:
         """Events of a job numbered above `after`, to the terminal one.
 
         At its first step raises NotFound, StoreUnavailable; and ShuttingDown, when the server ends

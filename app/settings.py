@@ -28,12 +28,14 @@ from pydantic_settings import (
 
 from app.domain.fallback import chain
 from app.domain.model_card import ModelCard
+from app.domain.model_source import HUB
 from app.domain.style import Style, Styles
 from app.store.history import Limits
 from app.webhooks.policy import WebhookPolicy
 from app.workers.budget import Budget
 
 _PACKAGE = Path(__file__).parent
+BUNDLED = _PACKAGE / "bundled_models"
 
 Share = Literal["auto"] | Annotated[ByteSize, Field(gt=0)]
 """Bytes ("12GB", "900MiB", a number), or a part of what there is."""
@@ -72,6 +74,8 @@ class Settings(BaseSettings):
     max_models: int = Field(default=0, ge=0)
     model_ttl: float = Field(default=0.0, ge=0)
     pinned: tuple[str, ...] = ()
+    downloads: Literal["auto", "pull"] = "auto"
+    max_disk: ByteSize = ByteSize(0)
     preload: tuple[str, ...] = ("sketch",)
     max_queue: PositiveInt = 100
     max_running: PositiveInt = 8
@@ -183,7 +187,8 @@ def load_cards(folder: Path) -> dict[str, ModelCard]:
             raise ConfigurationError(f"{path.name}: {_mistakes(error)}") from error
         if card.id in cards:
             raise ConfigurationError(f"{path.name}: a second card for {card.id}")
-        cards[card.id] = card.model_copy(update={"source": _source(card.source, path)})
+        sources = {"source": _source(card.source, path), "base": _source(card.base, path)}
+        cards[card.id] = card.model_copy(update=sources)
     if not cards:
         raise ConfigurationError(f"there is no model card in {folder}")
     try:
@@ -214,5 +219,7 @@ def _mistakes(error: Exception) -> str:
 
 def _source(source: str, card_file: Path) -> str:
     if source.startswith("bundled:"):
-        return str(_PACKAGE / "bundled_models" / source.removeprefix("bundled:"))
+        return str(BUNDLED / source.removeprefix("bundled:"))
+    if not source or source.startswith(HUB):
+        return source
     return str((card_file.parent / source).resolve())

@@ -57,7 +57,6 @@ class Architecture:
     guidance: float
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     noise: dict[str, Any] = field(default_factory=dict)
-    family: str = "flux"
     part: str = "transformer"
 
 
@@ -105,7 +104,6 @@ ARCHITECTURES = (
         guidance=7.5,
         scheduler="EulerDiscreteScheduler",
         noise={**_NOISE, "steps_offset": 1},
-        family="stable_diffusion",
         part="unet",
     ),
     Architecture(
@@ -142,7 +140,6 @@ ARCHITECTURES = (
         guidance=5.0,
         scheduler="EulerDiscreteScheduler",
         noise={**_NOISE, "steps_offset": 1},
-        family="stable_diffusion",
         part="unet",
     ),
     Architecture(

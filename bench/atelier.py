@@ -15,21 +15,22 @@ import torch
 
 from app.domain.events import EngineEvent, ImageFinished
 from app.domain.model_card import Defaults, Limits, ModelCard
+from app.domain.pipelines import PIPELINES
 from app.domain.request import Arguments, GenerationRequest
 from app.engines import diffusers_engine
 from app.engines.base import Sharing
 from app.engines.diffusers_engine import DiffusersEngine
 from app.engines.image_codec import Pixels
+from app.engines.recipe import Recipe, unscaled
 from bench.architectures import Architecture
 from bench.wishes import farthest, pixels_of
 
 
-class RandomFamily:
+class RandomPrompts:
     """The engine's view of an architecture without text encoders: prompts are noise by the seed."""
 
     def __init__(self, arch: Architecture, pipeline: Any) -> None:
-        self.NAME = arch.family
-        self.PIPELINES: dict[Any, Any] = {"text2image": type(pipeline)}
+        self.recipe = Recipe({"text2image": type(pipeline)}, self.arguments, unscaled)
         self._arch, self._config = arch, getattr(pipeline, arch.part).config
         weight = next(getattr(pipeline, arch.part).parameters())
         self._device, self._dtype = weight.device, weight.dtype
@@ -48,17 +49,6 @@ class RandomFamily:
             **self._arch.embeddings(self._config, noise),
         }
 
-    def tokenizer(self, pipeline: Any) -> Any:
-        return _Words
-
-    def unpacked(self, pipeline: Any, latents: Any, request: GenerationRequest) -> Any:
-        return latents
-
-
-class _Words:
-    def __init__(self, prompt: str) -> None:
-        self.input_ids = prompt.split()
-
 
 class Atelier:
     """Both ways to draw with `pipeline`, at one size."""
@@ -66,10 +56,11 @@ class Atelier:
     def __init__(self, arch: Architecture, pipeline: Any, device: str, side: int) -> None:
         self.side = side
         self._arch, self._pipeline = arch, pipeline
-        self._family = RandomFamily(arch, pipeline)
+        self._prompts = RandomPrompts(arch, pipeline)
         self._card = ModelCard(
             id="random",
-            family="flux" if arch.family == "flux" else "stable_diffusion",
+            family=PIPELINES[arch.pipeline].family,
+            pipeline=arch.pipeline,
             source=".",
             defaults=Defaults(
                 width=side,
@@ -80,7 +71,7 @@ class Atelier:
             ),
             limits=Limits(),
         )
-        self._engine = DiffusersEngine(self._family)
+        self._engine = DiffusersEngine({arch.pipeline: self._prompts.recipe})
         # The engine loads from a folder; this one was made in place.
         with patch.object(diffusers_engine, "load_pipeline", lambda *_: pipeline):
             self._engine.load(self._card, device)
@@ -147,7 +138,7 @@ class Atelier:
         chance = torch.Generator("cpu").manual_seed(request.seed)
         kind = getattr(diffusers, self._arch.scheduler)
         self._pipeline.scheduler = kind.from_config(self._pipeline.scheduler.config)
-        return draw(**self._family.arguments(request), generator=chance, **more)
+        return draw(**self._prompts.arguments(request), generator=chance, **more)
 
     def _wish(self, number: int) -> GenerationRequest:
         return self._card.resolve(

@@ -22,13 +22,13 @@ import torch
 from app.domain.events import EngineEvent, StepFinished
 from app.domain.model_card import ModelCard
 from app.domain.request import Arguments, GenerationRequest
-from app.engines import flux, stable_diffusion
 from app.engines.base import Sharing
 from app.engines.diffusers_engine import DiffusersEngine
+from app.engines.turnstile import Turnstile
+from app.workers.engine_host import engine_for
 from bench.stats import Row
-from bench.wishes import PIPELINES, Wish, bundled, scheduler_of
+from bench.wishes import Wish, bundled, scheduler_of
 
-_FAMILIES: dict[str, Any] = {"stable_diffusion": stable_diffusion, "flux": flux}
 _TOGETHER = 8
 
 
@@ -47,7 +47,8 @@ class _Studio:
 
     def __init__(self, card: ModelCard) -> None:
         self.card = card
-        self.engine = DiffusersEngine(_FAMILIES[card.family])
+        self.engine = engine_for(card, Turnstile())
+        assert isinstance(self.engine, DiffusersEngine)
         self.engine.load(card, "cpu")
         self.caught: list[torch.Tensor] = []
         self.shared: list[int] = []
@@ -122,7 +123,7 @@ def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
 @torch.inference_mode()
 def _stock(card: ModelCard, wish: Wish, studio: _Studio) -> torch.Tensor:
     """What the stock pipeline gives to its decoder."""
-    pipeline = getattr(diffusers, PIPELINES[card.family]).from_pretrained(
+    pipeline = getattr(diffusers, card.pipeline_name).from_pretrained(
         card.source, dtype=torch.float32, local_files_only=True
     )
     pipeline.scheduler = getattr(diffusers, scheduler_of(card)).from_config(

@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.domain import samplers
 from app.domain.model_card import ModelCard
 from app.engines.image_codec import Pixels
 from app.settings import load_cards, load_settings
 from bench.raw import RawPipeline
-
-PIPELINES = {"stable_diffusion": "StableDiffusionPipeline", "flux": "FluxPipeline"}
 
 _COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white")
 _SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
@@ -90,7 +87,7 @@ def bundled() -> dict[str, ModelCard]:
 
 def scheduler_of(card: ModelCard) -> str:
     """The diffusers class behind the card's default sampler."""
-    return samplers.BY_FAMILY[card.family][card.defaults.sampler].scheduler
+    return card.kind.samplers[card.defaults.sampler].scheduler
 
 
 SPIN_COUNT = os.environ.get("GOMP_SPINCOUNT", "10000")
@@ -99,7 +96,7 @@ SPIN_COUNT = os.environ.get("GOMP_SPINCOUNT", "10000")
 
 def raw_pipeline(card: ModelCard, spin_count: str | None = SPIN_COUNT) -> RawPipeline:
     """The stock pipeline of the card's model, in a process of its own."""
-    return RawPipeline(PIPELINES[card.family], scheduler_of(card), card.source, spin_count)
+    return RawPipeline(card.pipeline_name, scheduler_of(card), card.source, spin_count)
 
 
 def pixels_of(png: bytes) -> Pixels:

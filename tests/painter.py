@@ -30,11 +30,10 @@ class Painter:
 
     def __init__(self, model: str, family: Any) -> None:
         self.card = card = CARDS[model]
-        self.engine = DiffusersEngine(family)
+        self.engine = DiffusersEngine(family.RECIPES)
         self.engine.load(card, "cpu")
-        self.stock = family.PIPELINES["text2image"].from_pretrained(
-            card.source, dtype=torch.float32
-        )
+        kind = getattr(diffusers, card.pipeline_name)
+        self.stock = kind.from_pretrained(card.source, dtype=torch.float32)
         self.config = self.stock.scheduler.config
 
     def wish(self, prompt: str = PROMPT, **given: Any) -> GenerationRequest:

@@ -87,6 +87,7 @@ def test_what_is_not_given_comes_from_the_card() -> None:
         output_format="png",
         output_compression=100,
         max_sequence_length=32,
+        pipeline="StableDiffusionPipeline",
     )
     assert (request.size, request.media_type) == ("256x192", "image/png")
 

@@ -60,7 +60,12 @@ def test_flux_draws_what_stock_diffusers_draws_and_counts_its_steps(
 
 
 def test_guidance_is_passed_on_though_this_model_makes_nothing_of_it(sketch_flux: Painter) -> None:
-    assert flux.arguments(sketch_flux.wish(guidance_scale=3.0))["guidance_scale"] == 3.0
+    assert (
+        flux.RECIPES["FluxPipeline"].arguments(sketch_flux.wish(guidance_scale=3.0))[
+            "guidance_scale"
+        ]
+        == 3.0
+    )
 
 
 @pytest.mark.parametrize("mask", [None, png(right_half())], ids=["edit", "inpaint"])

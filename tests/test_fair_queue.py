@@ -6,6 +6,7 @@ Promised besides: whoever waits starts in the end, whatever else arrives.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import Counter
 
@@ -27,6 +28,7 @@ def ticket(
     seconds: float = 1.0,
     model: str = "m",
     *,
+    load: float = math.inf,
     background: bool = False,
     deadline: float | None = None,
     again: bool = False,
@@ -37,14 +39,15 @@ def ticket(
         model=model,
         since=since,
         seconds=seconds,
+        load=load,
         background=background,
         deadline=deadline,
         again=again,
     )
 
 
-def order(waiting: FairQueue, now: float = 0.0, *, may_swap: bool = True) -> list[str]:
-    return [one.id for one in waiting.order(now, HELD, may_swap=may_swap)]
+def order(waiting: FairQueue, now: float = 0.0, *, since_swap: float = math.inf) -> list[str]:
+    return [one.id for one in waiting.order(now, HELD, since_swap=since_swap)]
 
 
 def filled(*tickets: Ticket, given: FairQueue | None = None) -> FairQueue:
@@ -89,7 +92,16 @@ def test_a_held_model_goes_first_until_the_other_has_waited_enough() -> None:
 
 def test_models_are_not_exchanged_again_at_once() -> None:
     waiting = filled(ticket("other", model="x"), ticket("held", since=5))
-    assert order(waiting, now=30.0, may_swap=False) == ["held", "other"]
+    assert order(waiting, now=30.0, since_swap=9.9) == ["held", "other"]
+    assert order(waiting, now=30.0, since_swap=10.0) == ["other", "held"]
+
+
+def test_a_model_that_comes_quickly_is_waited_for_less() -> None:
+    waiting = filled(ticket("other", model="x", load=0.5), ticket("held", since=1, seconds=1))
+    assert order(waiting, now=2.4) == ["held", "other"]
+    assert order(waiting, now=2.5) == ["other", "held"]
+    assert order(waiting, now=2.5, since_swap=2.4) == ["held", "other"]
+    assert waiting.patience(ticket("x", load=0.5), 1.0) == 1.5
 
 
 def test_a_job_that_lost_its_worker_goes_before_everything() -> None:

@@ -59,11 +59,18 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     for name, text in {
         "sketch": SKETCH,
         "huge": HUGE,
-        "lost": lost("lost", '"gone", "sketch"'),
+        "lost": lost("lost", '"gone", "broken", "sketch"'),
+        "broken": lost("broken").replace("nowhere", "broken"),
         "gone": lost("gone"),
     }.items():
         (models / f"{name}.toml").write_text(text)
     write_weights_that_fit_nowhere(models / "huge")
+    (models / "broken").mkdir()
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
+    (models / "broken" / "model_index.json").write_text(json.dumps(index))
     environment = {"EASEL_MODELS_DIR": str(models), "EASEL_BATCHING": "false"}
     with running_gateway(tmp_path_factory.mktemp("data"), environment) as started:
         yield started
@@ -104,14 +111,13 @@ def test_the_next_that_can_be_loaded_draws_what_it_would_have_drawn(gateway: Gat
         found = client.get("/jobs", params={"model": "sketch", "size": "256x256"}).json()["jobs"]
         again = client.post(f"/jobs/{told['job_id']}/replay").json()
     assert (job["model"], job["requested_model"], job["size"]) == ("sketch", "lost", "256x256")
-    assert (job["status"], job["attempt"], job["seed"]) == ("succeeded", 3, 3)
+    assert (job["status"], job["attempt"], job["seed"]) == ("succeeded", 2, 3)
     assert job["id"] in [one["id"] for one in found]
     assert (again["model"], again["requested_model"]) == ("sketch", "lost")
     started = events(gateway, job["id"], "started")
     assert [(one["attempt"], one["model"]) for one in started] == [
-        (1, "lost"),
-        (2, "gone"),
-        (3, "sketch"),
+        (1, "broken"),  # the folder of `lost` is not there, which needs no worker to see
+        (2, "sketch"),
     ]
 
 
@@ -123,7 +129,7 @@ def test_no_room_for_the_weights_leads_on_too(gateway: Gateway) -> None:
 
 
 def test_a_request_that_no_fallback_can_take_fails_with_the_first_error(gateway: Gateway) -> None:
-    answer = draw(gateway, model="lost", size="1024x1024")  # `gone` takes it, and is gone
+    answer = draw(gateway, model="lost", size="1024x1024")  # those that take it are gone
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_unavailable")
     assert "model lost" in answer.json()["error"]["message"]
     with gateway.client() as client:

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from app.domain.events import EngineEvent, ImageFinished, StepFinished
-from app.domain.request import GenerationRequest, Task
+from app.domain.pipelines import Task
+from app.domain.request import GenerationRequest
 from app.engines import flux, stable_diffusion, turnstile
 from app.engines.base import ALONE, Sharing
 from app.engines.forward_batcher import ForwardBatcher

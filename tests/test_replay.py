@@ -8,13 +8,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from app.domain import samplers
 from app.domain.errors import InvalidRequest
 from app.domain.model_card import ModelCard
 from app.domain.request import Arguments, GenerationRequest, Terms, replay
 from tests.painter import CARDS
 
-OF_THE_CARD = {"family", "task", "max_sequence_length", "technique"}
+OF_THE_CARD = {"family", "pipeline", "task", "max_sequence_length", "technique"}
 """Fields of a request that follow from its model, its pictures or its preset."""
 
 
@@ -29,9 +28,7 @@ def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 def wishes(card: ModelCard, task: str) -> st.SearchStrategy[Arguments]:
     text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
     limit, edit = card.limits, task != "text2image"
-    usable = [
-        name for name, one in samplers.BY_FAMILY[card.family].items() if one.edits or not edit
-    ]
+    usable = [name for name, one in card.kind.samplers.items() if one.edits or not edit]
     return st.builds(
         Arguments,
         prompt=text if task == "image2image" else text.filter(str.strip),

@@ -321,6 +321,22 @@ def test_a_more_urgent_run_between_two_steps_is_waited_for(
     assert device.done == [["mine"], ["other"]]
 
 
+def test_an_urgent_run_is_waited_for_from_its_prompt_to_its_decoding(
+    one: Turnstile, device: Device, patience: Callable[[float], None]
+) -> None:
+    patience(LONG)
+    with one.rider(Sharing((0, 0.0))) as rider:
+        other = Run(one, shared(device, "other"), Sharing((1, 0.0)))
+        waiting(one, 1)
+        for _ in range(2):  # encoded, with its own thread's work in between
+            assert rider.do(lambda: len(device.done)) == 0
+        rider.share("another kind", "mine", device.together)
+        rider.last_shared()
+        assert rider.do(lambda: len(device.done)) == 1
+        other.end()  # though the rider has not left
+    assert device.done == [["mine"], ["other"]]
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_who_goes_on_alone_is_waited_for_by_the_less_urgent_only(
     one: Turnstile, device: Device, patience: Callable[[float], None], level: int

@@ -29,6 +29,11 @@ from transformers import (
     T5TokenizerFast,
 )
 
+_PLAIN: dict[str, Any] = {
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "shift_factor": 0.06,
+}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -79,8 +84,8 @@ def sd3_transformer(**given: Any) -> Any:
     config = {
         "sample_size": 16,
         "patch_size": 2,
-        "in_channels": 4,
-        "out_channels": 4,
+        "in_channels": 16,
+        "out_channels": 16,
         "num_layers": 2,
         "attention_head_dim": 8,
         "num_attention_heads": 4,
@@ -93,14 +98,15 @@ def sd3_transformer(**given: Any) -> Any:
     return random_weights(SD3Transformer2DModel(**{**config, **given}))
 
 
-def _vae(**given: Any) -> Any:
+def autoencoder(blocks: int = 2, channels: int = 4, **given: Any) -> Any:
+    """A VAE whose latents are 2 ** (blocks - 1) times smaller than its pictures."""
     return random_weights(
         AutoencoderKL(
-            block_out_channels=(8, 16),
+            block_out_channels=(8,) * (blocks - 1) + (16,),
             norm_num_groups=4,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            latent_channels=channels,
             **given,
         )
     )
@@ -120,7 +126,7 @@ def _controlnet() -> Any:
     )
 
 
-def _clip(kind: type[Any], seed: int = 0) -> Any:
+def clip(kind: type[Any], seed: int = 0) -> Any:
     config = CLIPTextConfig(
         vocab_size=2 * len(LETTERS) + 2,
         hidden_size=32,
@@ -136,7 +142,7 @@ def _clip(kind: type[Any], seed: int = 0) -> Any:
     return random_weights(kind(config), seed)
 
 
-def _t5(width: int) -> Any:
+def t5(width: int) -> Any:
     config = T5Config(
         vocab_size=len(LETTERS) + 4,
         d_model=width,
@@ -149,14 +155,14 @@ def _t5(width: int) -> Any:
     return random_weights(T5EncoderModel(config))
 
 
-def _clip_tokenizer() -> Any:
+def clip_tokenizer() -> Any:
     pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     return CLIPTokenizer(vocabulary, [], model_max_length=16)
 
 
-def _t5_tokenizer() -> Any:
+def t5_tokenizer() -> Any:
     pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
     return T5TokenizerFast([(piece, 0.0) for piece in pieces], extra_ids=0, model_max_length=16)
 
@@ -165,9 +171,9 @@ def _t5_tokenizer() -> Any:
 def _stable_diffusion_parts() -> Mapping[str, Any]:
     return {
         "unet": unet(),
-        "vae": _vae(),
-        "text_encoder": _clip(CLIPTextModel),
-        "tokenizer": _clip_tokenizer(),
+        "vae": autoencoder(),
+        "text_encoder": clip(CLIPTextModel),
+        "tokenizer": clip_tokenizer(),
         "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
         "safety_checker": None,
         "feature_extractor": None,
@@ -184,11 +190,11 @@ def _xl_parts() -> Mapping[str, Any]:
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + 32,
         ),
-        "vae": _vae(),
-        "text_encoder": _clip(CLIPTextModel),
-        "text_encoder_2": _clip(CLIPTextModelWithProjection, 1),
-        "tokenizer": _clip_tokenizer(),
-        "tokenizer_2": _clip_tokenizer(),
+        "vae": autoencoder(),
+        "text_encoder": clip(CLIPTextModel),
+        "text_encoder_2": clip(CLIPTextModelWithProjection, 1),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
         "scheduler": EulerDiscreteScheduler(),
     }
 
@@ -197,13 +203,13 @@ def _xl_parts() -> Mapping[str, Any]:
 def _sd3_parts() -> Mapping[str, Any]:
     return {
         "transformer": sd3_transformer(),
-        "vae": _vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
-        "text_encoder": _clip(CLIPTextModelWithProjection),
-        "text_encoder_2": _clip(CLIPTextModelWithProjection, 1),
-        "text_encoder_3": _t5(64),
-        "tokenizer": _clip_tokenizer(),
-        "tokenizer_2": _clip_tokenizer(),
-        "tokenizer_3": _t5_tokenizer(),
+        "vae": autoencoder(channels=16, **_PLAIN),
+        "text_encoder": clip(CLIPTextModelWithProjection),
+        "text_encoder_2": clip(CLIPTextModelWithProjection, 1),
+        "text_encoder_3": t5(64),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
+        "tokenizer_3": t5_tokenizer(),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
     }
 
@@ -212,13 +218,30 @@ def _sd3_parts() -> Mapping[str, Any]:
 def _flux_parts() -> Mapping[str, Any]:
     return {
         "transformer": flux_transformer(),
-        "vae": _vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
-        "text_encoder": _clip(CLIPTextModel),
-        "text_encoder_2": _t5(32),
-        "tokenizer": _clip_tokenizer(),
-        "tokenizer_2": _t5_tokenizer(),
+        "vae": autoencoder(**_PLAIN),
+        "text_encoder": clip(CLIPTextModel),
+        "text_encoder_2": t5(32),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": t5_tokenizer(),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
     }
+
+
+@cache
+def _kontext_parts() -> Mapping[str, Any]:
+    """Kontext sees every picture at a megapixel: its VAE makes that small enough."""
+    return {**_flux_parts(), "vae": autoencoder(4, **_PLAIN)}
+
+
+@cache
+def _fill_parts() -> Mapping[str, Any]:
+    """Fill's transformer sees the latents, those of what the mask leaves, and the mask."""
+    return {**_flux_parts(), "transformer": flux_transformer(in_channels=48, out_channels=16)}
+
+
+@cache
+def _inpaint_parts() -> Mapping[str, Any]:
+    return {**_stable_diffusion_parts(), "unet": unet(in_channels=9)}
 
 
 @cache
@@ -234,8 +257,11 @@ PARTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
     "StableDiffusionXLPipeline": _xl_parts,
     "StableDiffusionXLImg2ImgPipeline": _xl_parts,
     "StableDiffusion3Pipeline": _sd3_parts,
+    "StableDiffusionInpaintPipeline of nine channels": _inpaint_parts,
     "FluxPipeline": _flux_parts,
     "FluxImg2ImgPipeline": _flux_parts,
+    "FluxKontextPipeline": _kontext_parts,
+    "FluxFillPipeline": _fill_parts,
 }
 
 

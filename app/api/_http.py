@@ -30,6 +30,7 @@ STATUS: dict[str, int] = {
     errors.InvalidRequest.code: 400,
     errors.UnknownModel.code: 404,
     errors.NotFound.code: 404,
+    errors.ModelInUse.code: 400,  # 409 would make SDKs try again
     errors.KeyReused.code: 422,  # 409 would make SDKs try again
     errors.QueueFull.code: 429,
     errors.Unavailable.code: 503,

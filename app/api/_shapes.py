@@ -89,10 +89,14 @@ class ModelShown(msgspec.Struct):
     owned_by: str
     title: str
     family: str
+    pipeline: str
     licence: str
     aliases: list[str]
     tasks: list[Literal["text2image", "image2image", "inpaint"]]
     samplers: list[str]
+    negative_prompt: bool
+    ignores: list[Literal["guidance_scale", "negative_prompt"]]
+    parameters: dict[str, int]
     output_formats: list[Format]
     transparent_background: bool
     defaults: dict[str, Any]
@@ -117,6 +121,50 @@ class StyleShown(msgspec.Struct):
 
 class StyleList(msgspec.Struct):
     styles: list[StyleShown]
+
+
+FilesState = Literal["bundled", "on_disk", "not_downloaded", "downloading", "unavailable"]
+
+
+class FileShown(msgspec.Struct):
+    name: str
+    bytes_done: int
+    bytes_total: int
+
+
+class ModelFilesShown(msgspec.Struct):
+    """Bytes are 0 where they are not known; seconds are null then. `retry_in` is the seconds until a
+    job may try again what failed for this `reason`."""
+
+    id: str
+    state: FilesState
+    bytes_done: int
+    bytes_total: int
+    bytes_per_second: float
+    seconds_left: float | None
+    files: list[FileShown]
+    reason: str
+    retry_in: float | None
+
+
+class ModelWithFiles(ModelShown):
+    """A model, and how its files stand."""
+
+    state: FilesState
+    bytes_done: int
+    bytes_total: int
+    reason: str
+
+
+class AllModels(msgspec.Struct):
+    object: Literal["list"]
+    data: list[ModelWithFiles]
+
+
+class Removed(msgspec.Struct):
+    """How many bytes of the disk are free now."""
+
+    freed: int
 
 
 class JobError(msgspec.Struct):
@@ -174,47 +222,6 @@ class Forgotten(msgspec.Struct):
     """How many jobs were removed."""
 
     forgotten: int
-
-
-class SpreadShown(msgspec.Struct):
-    """Of `n` numbers of seconds."""
-
-    n: int
-    min: float
-    mean: float
-    p50: float
-    p95: float
-    max: float
-
-
-class GenerationShown(msgspec.Struct):
-    """Seconds from the start of the last attempt to the end, of jobs that succeeded."""
-
-    model: str
-    size: str
-    seconds: SpreadShown
-
-
-class DayShown(msgspec.Struct):
-    """Jobs that an owner submitted on a day (UTC), by how they ended."""
-
-    day: str
-    owner: str
-    jobs: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
-
-
-class StatisticsShown(msgspec.Struct):
-    """`success_rate` is of the jobs that succeeded, failed or expired; `waits` are seconds queued."""
-
-    generation: list[GenerationShown]
-    statuses: dict[str, int]
-    success_rate: float | None
-    waits: SpreadShown | None
-    days: list[DayShown]
 
 
 class Estimate(msgspec.Struct):

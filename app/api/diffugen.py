@@ -111,8 +111,8 @@ def _progress(numbered: NumberedEvent, job: Job) -> dict[str, Any]:
     event = numbered.event
     if isinstance(event, Queued):
         told: dict[str, Any] = {
-            "phase": "initializing",
-            "progress": 0.0,
+            "phase": "loading_model" if event.progress else "initializing",
+            "progress": event.progress,
             "message": f"Waiting in the queue, position {event.position} ({event.reason})",
             "eta_seconds": event.eta_seconds,
             "queue_position": event.position,

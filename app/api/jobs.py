@@ -66,7 +66,8 @@ async def replay_job(
 async def _with_outlook(service: ImageService, job: Job) -> dict[str, Any]:
     """A new job, once it is known when it will be done: its first event says that."""
     with contextlib.suppress(Unavailable):  # it is accepted all the same
-        await anext(service.follow(job.id))
+        async with contextlib.aclosing(service.follow(job.id)) as events:
+            await anext(events)
     return shown(job)
 
 
@@ -263,7 +264,7 @@ def _told(job_id: str, numbered: NumberedEvent) -> tuple[str, dict[str, Any]]:
     if told.get("preview"):
         told["preview"] = pybase64.b64encode(told["preview"]).decode("ascii")
     if isinstance(numbered.event, Queued):
-        told |= {"phase": "queued", "progress": 0.0}
+        told |= {"phase": "queued"}
     return name, told | {"job_id": job_id, "timestamp": numbered.timestamp}
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 from litestar import Response, delete, get, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from app.api._schema import PICTURE, answers
-from app.api._shapes import Nothing, StatisticsShown
+from app.api._shapes import Nothing
 from app.service import ImageService
 from app.store.pictures import StoredImage
+from app.store.statistics import Report
 
 Days = Annotated[float, QueryParameter(gt=0, le=36_500)]
 
@@ -60,17 +60,15 @@ async def remove(image_id: FromPath[str], service: NamedDependency[ImageService]
     return {}
 
 
-@get("/stats", **answers(StatisticsShown, 400, 503))
+@get("/stats", **answers(Report, 400, 503))
 async def stats(
     service: NamedDependency[ImageService],
     days: Days = 30.0,
     owner: Annotated[str | None, QueryParameter(max_length=256)] = None,
-) -> dict[str, Any]:
+) -> Report:
     """How long pictures took by model and size, how jobs ended, how long they waited, and who asked,
     of the last `days`."""
-    report = await service.archive.report(since=time.time() - days * 86_400, owner=owner)
-    told: dict[str, Any] = msgspec.to_builtins(report)
-    return told
+    return await service.archive.report(since=time.time() - days * 86_400, owner=owner)
 
 
 def _picture(stored: StoredImage) -> Response[bytes]:

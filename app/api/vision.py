@@ -20,6 +20,7 @@ from msgspec.structs import replace
 import app
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, EventStream, require_json, sse, wait_for
+from app.api._models import at_hand
 from app.api._owner import owner_of
 from app.api._pictures import to_base64
 from app.api._schema import EVENTS, WAITS, answers
@@ -228,7 +229,9 @@ async def model_info(desk: AtDesk) -> Json:
         "device": devices[0] if devices else "cpu",
         "current_model": desk.chosen.id,
         "model_loaded": desk.chosen.id in held,
-        "available_models": [card.id for card in desk.service.models()],
+        "available_models": [
+            card.id for card in desk.service.models() if at_hand(desk.service.shelf.state(card.id))
+        ],
     }
 
 

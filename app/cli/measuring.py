@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from app.cli._shell import console, errors_told, shell, stop
 from app.domain.model_card import ModelCard
 from app.domain.request import Arguments
+from app.main import open_shelf
 from app.presets import (
     FILE_NAME,
     GATES,
@@ -178,7 +179,12 @@ def _cards(settings: Settings, names: Sequence[str] | None) -> list[ModelCard]:
     for name in names or ():
         if name not in cards:
             stop(f"there is no model {name}; models: {', '.join(cards)}", 2)
-    return [cards[name] for name in names or cards]
+    shelf = open_shelf(settings, cards)
+    here = {name: card for name in cards if (card := shelf.local(name)) is not None}
+    for name in names or ():
+        if name not in here:
+            stop(f"the files of {name} are not here; run: easel models pull {name}", 2)
+    return [here[name] for name in names or here]
 
 
 def _loaded(card: ModelCard, device: str) -> Engine:

@@ -3,6 +3,7 @@
     EaselError
     ├── InvalidRequest       the client can mend it: a value, a limit, a name
     │   ├── UnknownModel         no card answers to this id
+    │   ├── ModelInUse           its files cannot go now
     │   ├── KeyReused            an idempotency key that stands for another request
     │   └── NotFound             no such job or picture
     ├── Unavailable          the same request may work later
@@ -45,6 +46,10 @@ class InvalidRequest(EaselError):
 
 class UnknownModel(InvalidRequest):
     code = "model_not_found"
+
+
+class ModelInUse(InvalidRequest):
+    code = "model_in_use"
 
 
 class KeyReused(InvalidRequest):

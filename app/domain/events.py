@@ -79,11 +79,13 @@ class Queued(Event, frozen=True, tag="queued"):
     """The job waits at `position` (1 is next); `eta_seconds` is until it is *finished*.
 
     `reason` says why it waits: a word, and what may be told of the others ("behind 2 jobs, ~3.4 s").
+    `progress` is above 0 if its model's files had to be fetched first.
     """
 
     position: int
     eta_seconds: float
     reason: str
+    progress: float = 0.0
 
 
 class Started(Event, frozen=True, tag="started"):

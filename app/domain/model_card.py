@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar, get_args
+from typing import Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from app.domain import samplers
+from app.domain import pipelines, samplers
 from app.domain.errors import InvalidRequest
+from app.domain.model_source import HubSource, hub_source, is_single_file
+from app.domain.pipelines import Family, Pipeline, Task
 from app.domain.request import (
     MEDIA_TYPES,
     SEED_LIMIT,
     Arguments,
-    Family,
     GenerationRequest,
     Preset,
-    Task,
 )
 
 T = TypeVar("T")
@@ -74,9 +74,14 @@ class FakeTimes(_Part):
 class ModelCard(_Part):
     """One model: its id, the family whose code draws it, where its weights lie, and its habits.
 
-    `source` is a diffusers folder, absolute or relative to the card's file, and `revision` the
-    version that lies there, for pictures to tell. `dtype` is what the weights are computed in
-    (`auto` takes float32 on a CPU). The models in `fallback` draw when this one cannot be loaded.
+    `source` is what `model_source` tells; a path may be relative to the card's file. `revision` is
+    the version that is fetched, or that lies there, for pictures to tell. A single file (`source`
+    itself, or a `file` of the Hub) needs a `base`, the source of all that is not in it. `pipeline` is
+    the class that the folder's index names (by default the family's first), and `scheduler` overrides
+    values of the folder's noise schedule. `ignores` names what a client may give and the model was
+    trained to do without. `parameters` counts the weights of each part. `dtype` is what they are
+    computed in (`auto` takes float32 on a CPU). The models in `fallback` draw when this one cannot be
+    loaded.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
@@ -84,19 +89,87 @@ class ModelCard(_Part):
     family: Family
     source: str
     revision: str = Field(default="", pattern=r"^[A-Za-z0-9._+-]{0,64}$")
+    file: str = ""
+    base: str = ""
+    base_revision: str = Field(default="", pattern=r"^[A-Za-z0-9._+-]{0,64}$")
     title: str = ""
     licence: str = ""
+    pipeline: str = ""
     tasks: tuple[Task, ...] = ("text2image",)
+    ignores: tuple[Literal["guidance_scale", "negative_prompt"], ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     preset: Preset = "exact"
     fallback: tuple[str, ...] = ()
     defaults: Defaults
     limits: Limits = Limits()
+    scheduler: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    parameters: dict[str, PositiveInt] = Field(default_factory=dict)
     fake: FakeTimes = FakeTimes()
+
+    @model_validator(mode="after")
+    def _of_a_known_kind(self) -> Self:
+        known = [name for name, one in pipelines.PIPELINES.items() if one.family == self.family]
+        if self.pipeline and self.pipeline not in known:
+            raise ValueError(f"pipeline of family {self.family} must be one of {', '.join(known)}")
+        if beyond := [task for task in self.tasks if task not in self.kind.tasks]:
+            raise ValueError(f"{self.pipeline_name} cannot do {', '.join(beyond)}")
+        if self.defaults.sampler not in self.kind.samplers:
+            raise ValueError(f"defaults.sampler must be one of {', '.join(self.samplers)}")
+        return self
+
+    @property
+    def pipeline_name(self) -> str:
+        return self.pipeline or pipelines.first_of(self.family)
+
+    @property
+    def kind(self) -> Pipeline:
+        """What may be asked of the card's pipeline."""
+        return pipelines.PIPELINES[self.pipeline_name]
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Self:
+        single = is_single_file(self.file or self.source)
+        if single and not self.base:
+            raise ValueError("a single file needs a base: where its configuration comes from")
+        if self.base and not single:
+            raise ValueError("base is for single files; source names a whole folder")
+        _ = self.hub, self.hub_base
+        return self
+
+    @property
+    def hub(self) -> HubSource | None:
+        """What is to be fetched for `source`; None where it is a path."""
+        return hub_source(self.source, self.revision, self.file)
+
+    @property
+    def hub_base(self) -> HubSource | None:
+        """The same for `base`."""
+        return hub_source(self.base, self.base_revision)
 
     @property
     def samplers(self) -> tuple[str, ...]:
-        return tuple(samplers.BY_FAMILY[self.family])
+        return tuple(self.kind.samplers)
+
+    @property
+    def negative_prompt(self) -> bool:
+        """Whether the model has one at all."""
+        return bool(self.kind.negative) and "negative_prompt" not in self.ignores
+
+    def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
+        """Names of fields that were given and did nothing for `request`, which was made of them."""
+        kind = self.kind
+        idle = {
+            "negative_prompt": not self.negative_prompt
+            or not getattr(request, kind.negative) > kind.threshold,
+            "guidance_scale": not kind.guided or "guidance_scale" in self.ignores,
+            "true_cfg_scale": kind.negative != "true_cfg_scale",
+            "strength": kind.tasks[request.task] == "all",
+        }
+        return [
+            name
+            for name, is_idle in idle.items()
+            if is_idle and getattr(given, name) not in {None, ""}
+        ]
 
     def resolve(
         self, given: Arguments, *, draw_seed: Callable[[], int], metadata: bool = True
@@ -117,18 +190,20 @@ class ModelCard(_Part):
             raise InvalidRequest(
                 f"This sampler is not known to model {self.id}. Known: {known}.", param="sampler"
             )
-        if task != "text2image" and not samplers.BY_FAMILY[self.family][sampler].edits:
+        if task != "text2image" and not self.kind.samplers[sampler].edits:
             raise InvalidRequest(
                 f"Sampler {sampler} cannot start from a picture; use another.", param="sampler"
             )
+        negative = self._text(
+            "negative_prompt", _or(given.negative_prompt, default.negative_prompt)
+        )
         request = GenerationRequest(
             model=self.id,
             family=self.family,
+            pipeline=self.pipeline_name,
             task=task,
             prompt=self._text("prompt", given.prompt, required=task != "image2image"),
-            negative_prompt=self._text(
-                "negative_prompt", _or(given.negative_prompt, default.negative_prompt)
-            ),
+            negative_prompt=negative if self.negative_prompt else "",
             n=_within("n", _or(given.n, 1), 1, limit.max_n),
             width=self._side("width", _or(given.width, usual_size[0])),
             height=self._side("height", _or(given.height, usual_size[1])),
@@ -210,7 +285,7 @@ class ModelCard(_Part):
         return min(max(1, steps), self.limits.max_steps)
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """A size, such as that of an input picture, in proportion to what can be drawn.
+        """A size, such as an input picture's, shrunk or enlarged in proportion to what can be drawn.
 
         A picture too narrow for both limits keeps its longer side and loses its proportion.
         """

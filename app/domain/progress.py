@@ -17,6 +17,9 @@ PHASE_WEIGHTS: dict[Phase, float] = {
 }
 """Percent of the whole that each phase stands for; a contract with clients of `/generate/stream`."""
 
+_FETCH = 0.5
+"""Share of `loading_model` that stands for fetching the model's files, where that is needed."""
+
 WORK_PHASES: tuple[Phase, ...] = tuple(PHASE_WEIGHTS)
 
 MESSAGES: dict[Phase, str] = {
@@ -81,6 +84,7 @@ class ProgressMeter:
         self._expected: Mapping[Phase, float] = {}
         self._eta = float("inf")
         self._fraction = 0.0
+        self.floor = 0.0
         self._phase: Phase = "queued"
         self._phase_began = submitted
         self._step = 0
@@ -94,6 +98,15 @@ class ProgressMeter:
         """While the job is queued: the forecast until its end, made never to grow."""
         self._eta = min(self._eta, max(0.0, eta_seconds))
         return self._eta
+
+    def fetch(self, share: float, seconds: float, message: str, now: float) -> Progressed:
+        """While the model's files are fetched: `share` of them is here, and the forecast until the
+        job's end is so many `seconds`. What is told of the queue afterwards stays above `floor`."""
+        told = self._told("loading_model", message, now, seconds)
+        begin = weighted_percent("loading_model")
+        reached = begin + PHASE_WEIGHTS["loading_model"] * _FETCH * min(1.0, max(0.0, share))
+        self.floor = max(self.floor, reached)
+        return msgspec.structs.replace(told, progress=self.floor)
 
     def begin(
         self, expected: Mapping[Phase, float], slowdown: Callable[[int], float] | None = None
@@ -186,23 +199,34 @@ class ProgressMeter:
         forecast: Callable[[], float] | None,
     ) -> Progressed:
         remaining = forecast() if forecast is not None else self._remaining(now)
-        self._eta = min(self._eta, remaining)
-        elapsed = max(now - self._submitted, 1e-9)
-        share = min(elapsed / (elapsed + self._eta), _ALMOST)
-        self._fraction = 1.0 if self._phase == "complete" else max(self._fraction, share)
         stepping = self._phase == "generating"
-        return Progressed(
-            phase=self._phase,
-            progress=weighted_percent(
-                self._phase, self._step if stepping else 0, self._total_steps if stepping else 0
-            ),
-            fraction=self._fraction,
-            eta_seconds=self._eta,
-            message=message,
+        phase = self._phase
+        if phase == "initializing" and self.floor > 0.0:  # the files came before
+            phase, message = "loading_model", MESSAGES["loading_model"]
+        told = self._told(phase, message, now, remaining)
+        percent = weighted_percent(
+            self._phase, self._step if stepping else 0, self._total_steps if stepping else 0
+        )
+        return msgspec.structs.replace(
+            told,
+            progress=max(self.floor, percent),
             step=self._step if stepping and self._step else None,
             total_steps=self._total_steps if stepping else None,
             preview=shown[0] if shown else None,
             image_index=shown[1] if shown else None,
+        )
+
+    def _told(self, phase: Phase, message: str, now: float, remaining: float) -> Progressed:
+        self._eta = min(self._eta, max(0.0, remaining))
+        elapsed = max(now - self._submitted, 1e-9)
+        share = min(elapsed / (elapsed + self._eta), _ALMOST)
+        self._fraction = 1.0 if phase == "complete" else max(self._fraction, share)
+        return Progressed(
+            phase=phase,
+            progress=0.0,
+            fraction=self._fraction,
+            eta_seconds=self._eta,
+            message=message,
         )
 
     def _remaining(self, now: float) -> float:

@@ -6,8 +6,9 @@ from typing import Literal
 
 import msgspec
 
-Family = Literal["stable_diffusion", "flux", "fake"]
-Task = Literal["text2image", "image2image", "inpaint"]
+from app.domain import pipelines
+from app.domain.pipelines import Family, Task
+
 OutputFormat = Literal["png", "jpeg", "webp"]
 Preset = Literal["strict", "exact", "balanced", "fast"]
 """How close to the stock pipeline's picture: bit for bit; up to rounding, where steps are shared; and
@@ -88,9 +89,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     `width` and `height` are pixels. Image i of `n` is drawn with seed `seed + i` on a CPU generator.
     `image` and `mask_image` hold encoded pictures (PNG, JPEG, WebP); a mask is white where the
     picture is to be painted anew. `output_compression` is the encoder quality, 0 to 100, for jpeg
-    and webp. `previews` is how many unfinished pictures are shown of each image, evenly spread.
-    `metadata` is whether the pictures tell how they were drawn. `styled` names the styles whose words
-    are in the prompts. `requested_model` is the name that was asked for, where another model draws.
+    and webp. `pipeline` is the diffusers class that the model's folder names. `previews` is how many
+    unfinished pictures are shown of each image, evenly spread. `metadata` is whether the pictures
+    tell how they were drawn. `styled` names the styles whose words are in the prompts.
+    `requested_model` is the name that was asked for, where another model draws.
     """
 
     model: str
@@ -110,6 +112,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_format: OutputFormat
     output_compression: int
     max_sequence_length: int
+    pipeline: str = ""
     preset: Preset = "exact"
     technique: str = ""
     previews: int = 0
@@ -132,16 +135,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def steps_per_image(self) -> int:
-        """Denoising steps that really run: with an input image only the last `strength` of them.
-
-        The rules are diffusers' own, `get_timesteps` of the img2img and inpaint pipelines: those of
-        Stable Diffusion round down, those of Flux round up.
-        """
-        steps = self.num_inference_steps
-        if self.task == "text2image":
-            return steps
-        kept = min(steps * self.strength, steps)
-        return steps - int(steps - kept) if self.family == "flux" else int(kept)
+        """Denoising steps that really run: of one drawn anew, the last `strength` of them."""
+        kind = self.pipeline or pipelines.first_of(
+            self.family
+        )  # histories are older than the field
+        return pipelines.steps_kept(kind, self.task, self.num_inference_steps, self.strength)
 
     @property
     def total_steps(self) -> int:

@@ -48,16 +48,32 @@ STABLE_DIFFUSION: Mapping[str, Sampler] = MappingProxyType(
     }
 )
 
-FLUX: Mapping[str, Sampler] = MappingProxyType(
+FLOW: Mapping[str, Sampler] = MappingProxyType(
     {
         "euler": Sampler("FlowMatchEulerDiscreteScheduler"),
-        # Flux's img2img counts its doubled timesteps as steps: 0.7 would act like 0.5.
+        # Img2img of Flux and its like counts doubled timesteps as steps: 0.7 would act like 0.5.
         "heun": Sampler("FlowMatchHeunDiscreteScheduler", edits=False),
     }
 )
+"""For models that were trained by flow matching."""
 
-BY_FAMILY: Mapping[str, Mapping[str, Sampler]] = MappingProxyType(
-    {"stable_diffusion": STABLE_DIFFUSION, "flux": FLUX, "fake": STABLE_DIFFUSION}
+_OF_FLOWS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+SANA: Mapping[str, Sampler] = MappingProxyType(
+    {
+        "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", _OF_FLOWS),
+        "unipc": Sampler("UniPCMultistepScheduler", _OF_FLOWS),
+        "euler": Sampler("FlowMatchEulerDiscreteScheduler"),
+    }
+)
+
+PIXART: Mapping[str, Sampler] = MappingProxyType(
+    {
+        # PixArt's pipelines tell of finished steps only; these two call the model more often.
+        name: sampler
+        for name, sampler in STABLE_DIFFUSION.items()
+        if name not in {"heun", "pndm"}
+    }
 )
 
 _OTHER_SPELLINGS = {

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from app.domain.errors import EaselError, GenerationFailed, InvalidRequest
 from app.domain.events import EngineEvent, ImageFinished
 from app.domain.model_card import ModelCard
-from app.domain.request import Arguments, Family, GenerationRequest, Preset
+from app.domain.pipelines import Family
+from app.domain.request import Arguments, GenerationRequest, Preset
 from app.engines import image_codec
 from app.engines.base import Engine
 from app.engines.image_codec import Pixels

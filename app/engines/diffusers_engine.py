@@ -9,17 +9,17 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
 
 from app.domain.errors import Cancelled, OutOfMemory
 from app.domain.events import ImageFinished, PhaseStarted, Waited
 from app.domain.model_card import ModelCard
 from app.domain.picture_facts import Origin, about
-from app.domain.request import GenerationRequest, Task
+from app.domain.pipelines import Task
+from app.domain.request import GenerationRequest
 from app.engines import forward_profile, image_codec, samplers
 from app.engines.base import ALONE, Report, Sharing
 from app.engines.forward_batcher import ForwardBatcher
@@ -27,9 +27,10 @@ from app.engines.forward_profile import FirstCall
 from app.engines.host_copy import HostCopy
 from app.engines.image_codec import Pixels
 from app.engines.model_hash import ModelHash, commit_of
-from app.engines.pipeline_view import DENOISERS, one_at_a_time, view_of
+from app.engines.pipeline_view import DENOISERS, one_at_a_time, view_of, words_of
 from app.engines.preview import LatentColours, PredictedEnd
 from app.engines.prompt_cache import PromptCache
+from app.engines.recipe import Recipe
 from app.engines.run_gate import RunGate
 from app.engines.side_by_side import side_by_side
 from app.engines.step_gate import ImageGate
@@ -45,25 +46,16 @@ _HASH_PATIENCE = 0.2
 """Seconds that a load waits for its model's hash: small models tell it from the first picture on."""
 
 
-class Family(Protocol):
-    """What a family module tells: see `stable_diffusion.py`, the shortest one."""
-
-    NAME: str
-    PIPELINES: dict[Task, type[DiffusionPipeline]]
-
-    def arguments(self, request: GenerationRequest) -> dict[str, Any]: ...
-
-    def tokenizer(self, pipeline: Any) -> Any: ...
-
-    def unpacked(self, pipeline: Any, latents: Any, request: GenerationRequest) -> Any: ...
-
-
 class DiffusersEngine:
-    """One loaded pipeline. Requests run in the callers' threads, each picture on its own view."""
+    """One loaded pipeline. Requests run in the callers' threads, each picture on its own view.
 
-    def __init__(self, family: Family, turnstile: Turnstile | None = None) -> None:
-        self._family = family
+    `recipes` are those of a family, by the class that a folder's index names.
+    """
+
+    def __init__(self, recipes: Mapping[str, Recipe], turnstile: Turnstile | None = None) -> None:
+        self._recipes = recipes
         self._turnstile = turnstile or Turnstile()
+        self._loaded: Any = None
         self._pipelines: dict[Task, Any] = {}
         self._denoisers: dict[str, Techniques] = {}
         self._prompts = PromptCache()
@@ -80,32 +72,35 @@ class DiffusersEngine:
         return sum(weights.values())
 
     def _modules(self) -> list[torch.nn.Module]:
-        """All that holds weights. The pipelines of the other tasks hold the same."""
-        pipeline = self._pipelines.get("text2image")
-        parts = pipeline.components.values() if pipeline is not None else ()
+        """All that holds weights. The pipelines of all tasks hold the same."""
+        parts = self._loaded.components.values() if self._loaded is not None else ()
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def load(self, card: ModelCard, device: str) -> None:
         self._device = device
         self._card = card
         self._hash = ModelHash(Path(card.source))
-        text2image = load_pipeline(card, self._family.PIPELINES["text2image"], device)
-        self._pipelines["text2image"] = text2image
-        for name in ("tokenizer", "tokenizer_2"):
-            if (tokenizer := getattr(text2image, name, None)) is not None:
-                one_at_a_time(tokenizer)
+        self._recipe = self._recipes[card.pipeline_name]
+        classes = self._recipe.classes
+        self._loaded = loaded = load_pipeline(card, next(iter(classes.values())), device)
+        samplers.check(card)
+        for name, part in loaded.components.items():
+            if name.startswith(("tokenizer", "processor")) and part is not None:
+                one_at_a_time(words_of(part))
         self._denoisers = {
             name: Techniques(part)
             for name in DENOISERS
-            if (part := getattr(text2image, name, None)) is not None
+            if (part := getattr(loaded, name, None)) is not None
         }
-        self._colours = LatentColours(text2image.vae)
+        self._colours = LatentColours(loaded.vae)
         for task in card.tasks:
-            if task != "text2image":
-                # The same components under another class: no weight is copied. Without a dtype,
-                # `from_pipe` would cast the shared weights to float32.
-                kind = self._family.PIPELINES[task]
-                self._pipelines[task] = kind.from_pipe(text2image, dtype=text2image.dtype)
+            # The same components under another class: no weight is copied. Without a dtype,
+            # `from_pipe` would cast the shared weights to float32.
+            kind = classes[task]
+            is_loaded = type(loaded) is kind
+            self._pipelines[task] = (
+                loaded if is_loaded else kind.from_pipe(loaded, dtype=loaded.dtype)
+            )
         self._hash.known(wait=_HASH_PATIENCE)
 
     def generate(
@@ -126,8 +121,8 @@ class DiffusersEngine:
         catching: Mapping[str, FirstCall] | None = None,
     ) -> _Run:
         pipeline = self._pipelines[request.task]
-        arguments = self._family.arguments(request)
-        tokens = len(self._family.tokenizer(pipeline)(request.prompt).input_ids)
+        arguments = self._recipe.arguments(request)
+        tokens = self._tokens(request.prompt)
         size = (request.width, request.height)
         if request.image is not None:
             arguments["image"] = image_codec.decode_rgb(request.image, "image", size)
@@ -135,6 +130,13 @@ class DiffusersEngine:
             arguments["mask_image"] = image_codec.decode_mask(request.mask_image, size)
         gate = RunGate(report, request)
         return _Run(request, report, sharing, pipeline, arguments, tokens, gate, catching)
+
+    def _tokens(self, prompt: str) -> int:
+        """How long a prompt is. Folders may leave out what counts: the one for T5, or all."""
+        counting = getattr(self._loaded, self._recipe.tokenizer, None) or self._loaded.tokenizer
+        if counting is None:
+            return len(prompt.split())
+        return len(words_of(counting)(prompt).input_ids)
 
     @torch.inference_mode()
     def _draw(self, run: _Run, index: int) -> None:
@@ -170,7 +172,7 @@ class DiffusersEngine:
     def _pixels(self, run: _Run, index: int, sharing: Sharing, *, tiled: bool = False) -> Pixels:
         request, pipeline = run.request, run.pipeline
         seed = request.seed + index
-        scheduler = samplers.build(request.sampler, self._family.NAME, pipeline.scheduler.config)
+        scheduler = samplers.build(self._card, request.sampler, pipeline.scheduler.config)
         with ExitStack() as stack:
             rider = stack.enter_context(
                 self._turnstile.rider(sharing, partial(run.report, Waited()))
@@ -190,8 +192,7 @@ class DiffusersEngine:
                 **run.arguments,
                 generator=torch.Generator("cpu").manual_seed(seed),
                 output_type="pt",
-                callback_on_step_end=gate.on_step_end,
-                callback_on_step_end_tensor_inputs=["latents"],
+                **gate.callbacks(has_step_end=self._recipe.has_step_end),
             ).images[0]
         # The same rounding as diffusers' `numpy_to_pil`, done where the tensor lies.
         levels = (drawn.float() * 255).round().to(torch.uint8)
@@ -199,7 +200,7 @@ class DiffusersEngine:
         return pixels
 
     def _preview(self, view: Any, end: PredictedEnd, request: GenerationRequest) -> bytes:
-        latents = self._family.unpacked(view, end.latents(), request)[0]
+        latents = self._recipe.decodable(view, end.latents(), request)[0]
         pixels = self._colours.paint(latents, request.width, request.height)
         return image_codec.encode(pixels, request)
 
@@ -238,7 +239,7 @@ class DiffusersEngine:
             raise OutOfMemory("The device has no room for the model's weights.") from error
 
     def unload(self) -> None:
-        self._host_copy = None
+        self._host_copy = self._loaded = None
         self._pipelines.clear()
         self._denoisers.clear()
         self._prompts.clear()

@@ -16,7 +16,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -28,13 +36,15 @@ class Batching:
     """Which arguments of a denoiser's `forward` are what.
 
     `picture` is the noisy input. `rows` hold, as it does, one row for each picture and each of its
-    guidance branches: tensors, or lists, tuples and dicts of tensors. `equal` are tensors without
-    rows. `timestep` is a number, or one for each row. All others must be plain and equal.
+    guidance branches: tensors, or lists, tuples and dicts of tensors. `listed` are lists with a plain
+    entry for each row. `equal` are tensors without rows. `timestep` is a number, or one for each row.
+    All others must be plain and equal.
     """
 
     picture: str
     rows: frozenset[str]
     equal: frozenset[str] = frozenset()
+    listed: frozenset[str] = frozenset()
     timestep: str = "timestep"
 
 
@@ -81,8 +91,41 @@ BATCHINGS: Mapping[type[Any], Batching] = {
             }
         ),
     ),
+    Flux2Transformer2DModel: Batching(
+        "hidden_states",
+        frozenset({"hidden_states", "encoder_hidden_states", "guidance"}),
+        equal=frozenset({"img_ids", "txt_ids"}),  # one set for all rows: the first is used
+    ),
+    QwenImageTransformer2DModel: Batching(
+        "hidden_states",
+        frozenset(
+            {
+                "hidden_states",
+                "encoder_hidden_states",
+                "encoder_hidden_states_mask",
+                "guidance",
+            }
+        ),
+        listed=frozenset({"img_shapes"}),
+    ),
+    SanaTransformer2DModel: Batching(
+        "hidden_states",
+        frozenset({"hidden_states", "encoder_hidden_states", "encoder_attention_mask", "guidance"}),
+    ),
+    PixArtTransformer2DModel: Batching(
+        "hidden_states",
+        frozenset(
+            {
+                "hidden_states",
+                "encoder_hidden_states",
+                "encoder_attention_mask",
+                "added_cond_kwargs",
+            }
+        ),
+    ),
 }
-"""Denoisers whose rows do not see each other. Others run one request at a time."""
+"""Denoisers whose rows do not see each other. Others run one request at a time: that of Z-Image takes
+lists of pictures and prompts of any length, and pads them."""
 
 
 class Unshareable(Exception):
@@ -170,6 +213,8 @@ class ForwardBatcher:
                 merged[name] = torch.cat([_for_rows(call.named[name], call) for call in calls])
             elif name in batching.rows:
                 merged[name] = _joined(values)
+            elif name in batching.listed:
+                merged[name] = [entry for value in values for entry in value]
             else:
                 merged[name] = value
         return _split(self.denoiser(**merged), rows)

@@ -15,7 +15,7 @@ from app.engines.forward_batcher import Call, ForwardBatcher
 from app.engines.turnstile import Turnstile
 
 _COUNTS = (1, 2, 4, 8)
-_REPEATS = 4
+_REPEATS = 6
 _NO_GAIN = 1.1
 """A batch that costs this much more for each picture than the last one is the last that is tried."""
 
@@ -33,8 +33,8 @@ class FirstCall(ForwardBatcher):
 def profile(batcher: ForwardBatcher, call: Call, turnstile: Turnstile) -> Mapping[int, float]:
     """Seconds of one forward by how many pictures share it: the fastest of a few, after a warm-up.
 
-    On a CPU they are seconds of its cores, which other programs do not lengthen. Larger numbers are
-    not tried once they gain nothing or do not fit.
+    Seconds of the clock: those of a CPU's cores would count the waiting of its threads for each other,
+    which a small forward is full of. Larger numbers are not tried once they gain nothing or do not fit.
     """
     seconds: dict[int, float] = {}
     with turnstile.rider(ALONE) as rider:
@@ -53,14 +53,12 @@ def profile(batcher: ForwardBatcher, call: Call, turnstile: Turnstile) -> Mappin
 @torch.inference_mode()
 def _once(batcher: ForwardBatcher, calls: list[Call]) -> float | None:
     """Seconds of one forward; None if it did not fit."""
-    on_gpu = torch.cuda.is_available()
-    clock = time.perf_counter if on_gpu else time.process_time
-    began = clock()
+    began = time.perf_counter()
     try:
         results = batcher.forward(calls)
     except torch.OutOfMemoryError:
         return None
-    if on_gpu:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     del results
-    return clock() - began
+    return time.perf_counter() - began

@@ -53,7 +53,7 @@ def view_of(
         elif name.startswith("text_encoder") and part is not None:
             view.__dict__[name] = _encoder(part, rider, prompts)
         elif name == "vae":
-            view.__dict__[name] = _decoder(part, rider, tiled=tiled)
+            view.__dict__[name] = _autoencoder(part, rider, tiled=tiled)
         elif isinstance(part, torch.nn.Module):
             view.__dict__[name] = StandIn(part, _alone(rider, part))
     return view
@@ -112,13 +112,44 @@ def _encoder(part: Any, rider: Rider, prompts: PromptCache) -> StandIn:
     return StandIn(part, encode)
 
 
-def _decoder(part: Any, rider: Rider, *, tiled: bool) -> StandIn:
+class _Autoencoder(StandIn):
+    """A VAE that is cast for its own view only.
+
+    Pipelines of SDXL bring theirs to float32 to encode, and to decode where it is in float16, and back
+    again: in the middle of what other pictures do with it.
+    """
+
+    def __init__(self, part: Any, rider: Rider) -> None:
+        super().__init__(part)
+        self._whole, self._rider = part, rider
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        return _alone(self._rider, self._part.encode)(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        return _alone(self._rider, self._part.decode)(*args, **kwargs)
+
+    def to(self, *given: Any, **named: Any) -> _Autoencoder:
+        dtypes = [one for one in (*given, *named.values()) if isinstance(one, torch.dtype)]
+        if dtypes and dtypes[0] != self._part.dtype:
+            is_back = dtypes[0] == self._whole.dtype
+            self._part = self._whole if is_back else self._cast(dtypes[0])
+        return self
+
+    def _cast(self, dtype: torch.dtype) -> Any:
+        return _alone(self._rider, lambda: copy.deepcopy(self._whole).to(dtype))()
+
+
+def _autoencoder(part: Any, rider: Rider, *, tiled: bool) -> StandIn:
     if tiled:
         part = copy.copy(part)  # the same weights under other flags
         part.enable_tiling()
-    return StandIn(
-        part, methods={name: _alone(rider, getattr(part, name)) for name in ("encode", "decode")}
-    )
+    return _Autoencoder(part, rider)
+
+
+def words_of(part: Any) -> Any:
+    """The tokenizer itself where a processor of words and pictures is around it."""
+    return getattr(part, "tokenizer", part)
 
 
 def one_at_a_time(tokenizer: Any) -> None:

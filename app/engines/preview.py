@@ -8,10 +8,12 @@ costs as much as several steps.
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
 import torch
+from diffusers import AutoencoderDC, AutoencoderKLQwenImage
 from torch import Tensor
 from torch.nn import functional
 
@@ -63,7 +65,8 @@ class PredictedEnd:
         """The sample as x = signal x0 + noise e, and the two factors."""
         scheduler = self._scheduler
         name = type(scheduler).__name__
-        if name.startswith("Flow") or "Flux" in name:
+        flows = scheduler.config.get("use_flow_sigmas")  # the solvers of other families, for Sana
+        if flows or name.startswith("Flow") or "Flux" in name:
             return sample, float(timestep) / scheduler.config.num_train_timesteps, 1.0
         if name.startswith(("Euler", "Heun", "LMS")):
             sigma = float(scheduler.sigmas[scheduler.step_index - 1])
@@ -83,16 +86,19 @@ class LatentColours:
         patches = torch.rand((1, 3, 16, 16), generator=chance)
         picture = functional.interpolate(patches, size=_FIT_SIDE, mode="bilinear")
         weight = next(vae.parameters())
+        if weight.dtype is torch.float16:  # in which some encoders overflow
+            vae = copy.deepcopy(vae).float()
+            weight = weight.float()
         with torch.inference_mode():
-            mean = vae.encode((picture * 2 - 1).to(weight.device, weight.dtype)).latent_dist.mean
-        scaled = (mean.float().cpu() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-        colours = functional.interpolate(picture, size=scaled.shape[-2:], mode="area")
-        rows = scaled[0].flatten(1).T
+            encoded = _encoded(vae, (picture * 2 - 1).to(weight.device, weight.dtype))
+        latents = encoded.float().cpu()
+        colours = functional.interpolate(picture, size=latents.shape[-2:], mode="area")
+        rows = latents[0].flatten(1).T
         rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
         self._map = torch.linalg.lstsq(rows, colours[0].flatten(1).T).solution
 
     def paint(self, latents: Tensor, width: int, height: int) -> Pixels:
-        """Channels x h x w latents, scaled as the denoiser sees them, as a picture in full size."""
+        """Channels x h x w latents, as the decoder takes them, as a picture in full size."""
         channels = latents.float().cpu()
         colours = torch.einsum("chw,cr->rhw", channels, self._map[:-1])
         colours += self._map[-1][:, None, None]
@@ -100,3 +106,13 @@ class LatentColours:
         levels = (large.clamp(0, 1) * 255).round().to(torch.uint8)
         pixels: Pixels = levels.permute(1, 2, 0).contiguous().numpy()
         return pixels
+
+
+def _encoded(vae: Any, picture: Tensor) -> Tensor:
+    """1 x channels x h x w, without a draw of chance where the encoder has a distribution."""
+    if isinstance(vae, AutoencoderKLQwenImage):  # a picture is a film of one frame
+        film: Tensor = vae.encode(picture.unsqueeze(2)).latent_dist.mean
+        return film[:, :, 0]
+    encoded = vae.encode(picture)
+    mean: Tensor = encoded.latent if isinstance(vae, AutoencoderDC) else encoded.latent_dist.mean
+    return mean

@@ -1,50 +1,63 @@
-"""What is particular to Stable Diffusion 1.x and 2.x: its pipelines and their arguments."""
+"""Stable Diffusion 1.x, 2.x and XL: pipelines around a UNet.
+
+Turbo and Lightning models are these with few steps and, by their cards, another noise schedule.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import (
-    DiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
 )
 
-from app.domain.request import GenerationRequest, Task
-
-NAME = "stable_diffusion"
-
-PIPELINES: dict[Task, type[DiffusionPipeline]] = {
-    "text2image": StableDiffusionPipeline,
-    "image2image": StableDiffusionImg2ImgPipeline,
-    "inpaint": StableDiffusionInpaintPipeline,
-}
+from app.domain.request import GenerationRequest
+from app.engines.recipe import Recipe, basics, size, strength, unscaled
 
 
 def arguments(request: GenerationRequest) -> dict[str, Any]:
-    """The request as keyword arguments of the pipeline, without pictures, generator and callback.
-
-    An empty negative prompt is passed as none: the two encode the same.
-    """
-    given: dict[str, Any] = {
-        "prompt": request.prompt,
+    """An empty negative prompt is passed as none: the two encode the same, except in XL, whose folders
+    may ask for zeros in its place."""
+    return {
+        **basics(request),
         "negative_prompt": request.negative_prompt or None,
-        "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
+        **strength(request),
+        # img2img takes its size from the picture
+        **(size(request) if request.task != "image2image" else {}),
     }
-    if request.task != "text2image":
-        given["strength"] = request.strength
-    if request.task != "image2image":  # img2img takes its size from the picture
-        given.update(width=request.width, height=request.height)
-    return given
 
 
-def tokenizer(pipeline: Any) -> Any:
-    """The tokenizer whose tokens count as the prompt's: the only one."""
-    return pipeline.tokenizer
-
-
-def unpacked(pipeline: Any, latents: Any, request: GenerationRequest) -> Any:
-    """The denoising loop's latents as 1 x channels x height x width: they are that already."""
-    return latents
+RECIPES: Mapping[str, Recipe] = {
+    "StableDiffusionPipeline": Recipe(
+        {
+            "text2image": StableDiffusionPipeline,
+            "image2image": StableDiffusionImg2ImgPipeline,
+            "inpaint": StableDiffusionInpaintPipeline,
+        },
+        arguments,
+        unscaled,
+    ),
+    "StableDiffusionXLPipeline": Recipe(
+        {
+            "text2image": StableDiffusionXLPipeline,
+            "image2image": StableDiffusionXLImg2ImgPipeline,
+            "inpaint": StableDiffusionXLInpaintPipeline,
+        },
+        arguments,
+        unscaled,
+    ),
+    # Their UNets see the mask and what it leaves, in five more channels.
+    "StableDiffusionInpaintPipeline": Recipe(
+        {"inpaint": StableDiffusionInpaintPipeline}, arguments, unscaled
+    ),
+    "StableDiffusionXLInpaintPipeline": Recipe(
+        {"inpaint": StableDiffusionXLInpaintPipeline}, arguments, unscaled
+    ),
+}

@@ -58,10 +58,28 @@ class ImageGate:
     def update(self, steps: int = 1) -> None:
         """The pipeline's own count of steps; ours comes from the callback, which never skips one."""
 
+    def callbacks(self, *, has_step_end: bool) -> dict[str, Any]:
+        """The arguments by which a pipeline lets us in after each step."""
+        if has_step_end:
+            return {
+                "callback_on_step_end": self.on_step_end,
+                "callback_on_step_end_tensor_inputs": ["latents"],
+            }
+        return {"callback": self.on_step, "callback_steps": 1}
+
     def on_step_end(
         self, view: Any, index: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        """diffusers' `callback_on_step_end`. `index` counts the denoiser's calls of this picture.
+        """diffusers' `callback_on_step_end`. `index` counts the denoiser's calls of this picture."""
+        self._called(index, view.num_timesteps, tensors["latents"])
+        return {}
+
+    def on_step(self, index: int, timestep: Any, latents: Any) -> None:
+        """diffusers' older `callback`. `index` counts steps."""
+        self._called(index, self._steps, latents)
+
+    def _called(self, index: int, calls: int, latents: Any) -> None:
+        """After one of the `calls` that make a picture.
 
         Samplers of second order call the denoiser twice a step and PNDM once more in all, so calls
         are scaled to steps: the last call is always the last step, and no step is told twice.
@@ -70,11 +88,10 @@ class ImageGate:
             InvalidOutput: the finished latents hold NaN or infinity; a decoder would make black
                 of them without a word.
         """
-        calls: int = view.num_timesteps
         done = (index + 1) * self._steps // calls
         if index + 1 == calls:
             self._rider.last_shared()  # to be decoded, before less urgent ones go on
-            if not torch.isfinite(tensors["latents"]).all():
+            if not torch.isfinite(latents).all():
                 raise InvalidOutput("The model produced values that are not numbers.")
         if done > self._told:
             self._told = done
@@ -83,4 +100,3 @@ class ImageGate:
                 self._rider.step_aside()
                 preview = self.preview()
             self._run.stepped(self._image, done, preview, self._rider)
-        return {}

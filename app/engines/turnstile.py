@@ -56,7 +56,8 @@ class Rider:
         self.batch = 1
         self.waited = 0.0
         self.kind: Hashable = None
-        self.returning = False
+        self.returning = True  # with its prompt, before its steps
+        self.ending = False
         self.thread = threading.current_thread()
         self._turnstile = turnstile
         self._check = check
@@ -83,7 +84,8 @@ class Rider:
         self._turnstile.expect(self, returning=False)
 
     def last_shared(self) -> None:
-        """What follows soon is done alone: only who is less urgent needs to wait for it."""
+        """What follows is done alone and is the end: only the less urgent need to wait for it."""
+        self.ending = True
         self._turnstile.expect(self, returning=True, alone=True)
 
     def _pass(self, kind: Hashable, payload: Any, together: Together) -> Any:
@@ -195,10 +197,9 @@ class Turnstile:
                 self._last_seconds = time.monotonic() - began
                 for piece, result in zip(pieces, results, strict=True):
                     piece.result = result
-                    # It will be back at once with its next step, unless this one went wrong.
-                    piece.rider.returning = piece.kind is not None and not isinstance(
-                        result, BaseException
-                    )
+                    # It will be back at once, unless this was its end or went wrong.
+                    failed = isinstance(result, BaseException)
+                    piece.rider.returning = not piece.rider.ending and not failed
             for piece in pieces:
                 piece.done.set()
             del pieces, results, piece, result  # nothing is kept alive while waiting

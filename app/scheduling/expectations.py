@@ -36,6 +36,11 @@ class Expectations:
             self._memory[name] = self._memory_of(card, device)
         return self._memory[name]
 
+    def forget_memory(self, model: str) -> None:
+        """The model's files have changed: they are read anew."""
+        self._memory = {name: size for name, size in self._memory.items() if name[0] != model}
+        self._alike.clear()
+
     def memory_of_held(self, models: Iterable[str], device: str) -> dict[str, int]:
         """The same for models that are held, by their ids."""
         return {model: self._memory.get((model, device), 0) for model in models}
@@ -56,6 +61,10 @@ class Expectations:
     def seconds(self, request: GenerationRequest, device: str) -> float:
         """Seconds of work, the load of a model not counted."""
         return sum(self.phases(request, device, loaded=True).values())
+
+    def load(self, request: GenerationRequest, device: str) -> float:
+        """Seconds to bring the model where it is not held."""
+        return self.phases(request, device, loaded=False)["loading_model"]
 
     def learn(
         self,

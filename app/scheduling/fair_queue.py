@@ -3,7 +3,7 @@
 The order, in five lines, each of which decides only where those above it are equal:
 1. a job whose worker died goes first;
 2. interactive jobs go before background ones, which count as interactive after `starvation_seconds`;
-3. jobs whose model is held go before others, which count as held after `aging_seconds`;
+3. jobs whose model is held go before others, which count as held after a while (`hold`);
 4. the owner who has had the least of the devices, by weight and in coarse steps, goes first;
 5. the job that is due first: submission plus eight times its length, or its deadline.
 
@@ -13,6 +13,7 @@ who sends a hundred jobs waits behind the one who sends a single one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
@@ -25,18 +26,24 @@ _STRETCH = 8.0
 _COARSE = 2.0
 """Owners count as equal while they are less than this many usual jobs apart."""
 
+_LOADS = 5.0
+"""A job waits at most so many times as long as its model takes to be brought for those whose model is
+there, and models change places no sooner than that: a sixth of the time at most goes into changes."""
+
 _MOST_OWNERS = 200
 """Whose virtual times are kept while they have nothing waiting."""
 
 
 class Ticket(msgspec.Struct, eq=False, kw_only=True):
-    """A waiting job. Times are seconds of one monotonic clock; `seconds` is its expected work."""
+    """A waiting job. Times are seconds of one monotonic clock; `seconds` is its expected work, `load`
+    what it takes to bring its model where it is not held."""
 
     id: str
     owner: str
     model: str
     since: float
     seconds: float
+    load: float = math.inf
     background: bool = False
     deadline: float | None = None
     again: bool = False
@@ -58,7 +65,7 @@ class FairQueue:
         self, weights: Mapping[str, float], *, aging_seconds: float, starvation_seconds: float
     ) -> None:
         self._weights = weights
-        self.aging_seconds = aging_seconds
+        self._aging = aging_seconds
         self._starvation = starvation_seconds
         self._tickets: dict[str, Ticket] = {}
         self._spent: dict[str, float] = {}
@@ -97,26 +104,31 @@ class FairQueue:
         """The job's rank among the runs of a worker."""
         return self.class_of(ticket, now), ticket.due
 
+    def hold(self, ticket: Ticket) -> float:
+        """Seconds for which the job waits for the sake of those whose model is held: as many as it is
+        worth, and at most `aging_seconds`."""
+        return min(self._aging, _LOADS * ticket.load)
+
     def patience(self, ticket: Ticket, now: float) -> float:
         """Seconds for which the job still lets others pass that can start when it cannot."""
-        return max(0.0, self.aging_seconds - (now - ticket.since))
+        return max(0.0, self.hold(ticket) - (now - ticket.since))
 
     def order(
         self,
         now: float,
         held: Collection[str],
         *,
-        may_swap: bool = True,
+        since_swap: float = math.inf,
         guest: Ticket | None = None,
     ) -> list[Ticket]:
         """All who wait, the next first, as a slot that holds these models sees them.
 
-        Without `may_swap` no job has waited long enough for a model that is not held. A `guest` is
-        put in its place among the others without being added.
+        `since_swap` is how many seconds ago a model was last brought there. A `guest` is put in its
+        place among the others without being added.
         """
 
         def own_key(ticket: Ticket) -> tuple[bool, int, bool, float]:
-            aged = may_swap and now - ticket.since >= self.aging_seconds
+            aged = min(now - ticket.since, since_swap) >= self.hold(ticket)
             at_hand = ticket.model in held or aged
             return not ticket.again, self.class_of(ticket, now), not at_hand, ticket.due
 

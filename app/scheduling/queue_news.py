@@ -55,7 +55,7 @@ class QueueNews:
             if all_of_them or entry.told_position != position:
                 entry.told_position = position
                 reason = self._reason(entry, position, outlook, slots.values())
-                self._board.publish(entry.job.id, Queued(position, eta, reason))
+                self._board.publish(entry.job.id, Queued(position, eta, reason, entry.meter.floor))
         self._not_before = now + (time.monotonic() - now) / _SHARE_OF_TIME
 
     def _tell_late(self) -> None:

@@ -144,6 +144,12 @@ class Schedule:
                     other.standing = None  # more is known about it now
         self._stale_at = 0.0
 
+    def models(self, slots: Mapping[str, SlotInfo]) -> set[str]:
+        """Those that a job waits for or is drawn with, or that a slot holds. For any thread."""
+        entries = [*list(self.waiting.values()), *list(self.running.values())]
+        held = {name for slot in slots.values() for name in (*slot.models, *slot.parked)}
+        return held | {entry.card.id for entry in entries}
+
     # -- who is next -------------------------------------------------------------------------------
 
     def next_for(self, slot: SlotInfo, slots: Iterable[SlotInfo], now: float) -> Entry | None:
@@ -152,11 +158,11 @@ class Schedule:
             return None
         others = [other for other in slots if other.id != slot.id and other.state == "up"]
         running, room = self._running_on(slot, now), self._room(slot)
-        may_swap = now - self._swapped.get(slot.id, -math.inf) >= self._queue.aging_seconds
+        since_swap = now - self._swapped.get(slot.id, -math.inf)
         candidates = []
-        for ticket in self._queue.order(now, room.held, may_swap=may_swap):
+        for ticket in self._queue.order(now, room.held, since_swap=since_swap):
             standing = self._waiting(self.waiting[ticket.id], device_kind(slot.device), now)
-            if not may_swap and ticket.model not in room.held:
+            if ticket.model not in room.held and since_swap < self._queue.hold(ticket):
                 standing = msgspec.structs.replace(standing, patience=math.inf)
             if ticket.model in room.held or not self._at_home(standing, others, now):
                 candidates.append(standing)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
@@ -20,9 +21,50 @@ from app.domain.progress import ProgressMeter
 from app.domain.request import Arguments, GenerationRequest
 from app.scheduling.batch_profile import BatchProfile, profile_of
 from app.scheduling.expectations import Expectations, device_kind
-from app.workers.base import RunSpec, SlotInfo, WorkerPool
+from app.workers.base import RunSpec, SlotInfo, WorkerLost, WorkerPool
 
 _log = logging.getLogger(__name__)
+
+
+class WarmUps:
+    """Which slots are warm, and which are being made so. Of the models to `preload`, those are taken
+    that `local` gives: a worker does not wait for files that are not here. Jobs wait until `ended`
+    is called: what is measured meanwhile must not be disturbed."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        expectations: Expectations,
+        preload: Iterable[ModelCard],
+        local: Callable[[str], ModelCard | None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._pool = pool
+        self._expectations = expectations
+        self._preload = [card.id for card in preload]
+        self._local = local
+        self._ended = ended
+        self._warm: set[tuple[str, int]] = set()
+        self._going: Counter[str] = Counter()
+
+    def done(self, slot: SlotInfo) -> bool:
+        return (slot.id, slot.epoch) in self._warm
+
+    def going(self) -> Collection[str]:
+        """Slots that take no job yet."""
+        return +self._going
+
+    async def run(self, slot: SlotInfo) -> None:
+        self._going[slot.id] += 1
+        try:
+            cards = [card for name in self._preload if (card := self._local(name)) is not None]
+            await warm_up(self._pool, slot, cards, self._expectations)
+            self._warm.add((slot.id, slot.epoch))
+        except (EaselError, WorkerLost) as error:
+            _log.error("worker %s cannot warm up: %s", slot.id, error)
+        finally:
+            self._going[slot.id] -= 1
+            self._ended()
 
 
 async def warm_up(

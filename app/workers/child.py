@@ -9,6 +9,7 @@ it never outlives the gateway, however that ends.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -43,7 +44,12 @@ def main(fd: int, parent: int, device: str, capacity: int, budget: Budget) -> No
         except OSError:
             os._exit(0)  # the gateway is gone, and this process with it
 
-    worker = Worker(device, capacity, budget, send, memory=_memory_of(device))
+    memory = _memory_of(device)
+    # The libraries' half a million objects stay for good: to look through them whenever a model leaves
+    # would take a quarter of a second each time.
+    gc.collect()
+    gc.freeze()
+    worker = Worker(device, capacity, budget, send, memory=memory)
     worker.ready()
     while (message := wire.read_blocking(sock)) is not None:
         worker.handle(message)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from app.domain.errors import ModelUnavailable
 from app.domain.events import PhaseStarted, Waited
 from app.domain.model_card import ModelCard
 from app.domain.request import Arguments, GenerationRequest
@@ -26,14 +25,15 @@ def engine_for(card: ModelCard, turnstile: Turnstile) -> Engine:
         from app.engines.fake import FakeEngine
 
         return FakeEngine(turnstile)
-    from app.engines import flux, stable_diffusion
+    from app.engines import diffusion_transformer, flux, stable_diffusion
     from app.engines.diffusers_engine import DiffusersEngine
 
-    if card.family == "stable_diffusion":
-        return DiffusersEngine(stable_diffusion, turnstile)
-    if card.family == "flux":
-        return DiffusersEngine(flux, turnstile)
-    raise ModelUnavailable(f"No engine draws models of family {card.family}.")
+    families = {
+        "stable_diffusion": stable_diffusion.RECIPES,
+        "flux": flux.RECIPES,
+        "diffusion_transformer": diffusion_transformer.RECIPES,
+    }
+    return DiffusersEngine(families[card.family], turnstile)
 
 
 def _use_all_cores() -> None:

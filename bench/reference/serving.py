@@ -16,7 +16,7 @@ from typing import Literal
 
 from app.domain.model_card import ModelCard
 from bench.server import started
-from bench.wishes import PIPELINES, SPIN_COUNT, constants, scheduler_of
+from bench.wishes import SPIN_COUNT, constants, scheduler_of
 
 _REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 _READY = {"tutorial": "/ready", "batching": "/health"}
@@ -29,7 +29,7 @@ def reference(kind: Kind, cards: Sequence[ModelCard], budget: int | None = None)
     """A server of these models, of which it holds at most `budget` at a time; yields its port."""
     told = {
         card.id: {
-            "pipeline": PIPELINES[card.family],
+            "pipeline": card.pipeline_name,
             "scheduler": scheduler_of(card),
             "folder": card.source,
             "constants": constants(card),

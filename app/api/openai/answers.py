@@ -178,8 +178,8 @@ def told(numbered: NumberedEvent) -> dict[str, Any]:
     event = numbered.event
     if isinstance(event, Queued):
         return {
-            "phase": "initializing",
-            "progress": 0.0,
+            "phase": "loading_model" if event.progress else "initializing",
+            "progress": event.progress,
             "message": f"Waiting in the queue, position {event.position} ({event.reason})",
             "eta_seconds": event.eta_seconds,
             "queue_position": event.position,

@@ -132,7 +132,7 @@ async def generate_with_progress(
         frames,
         heartbeat=doors.heartbeat,
         on_close=lambda: service.leave(job),
-        headers=_headers(job, data, replayed=False),
+        headers=_headers(service, job, data, given, replayed=False),
     )
 
 
@@ -149,7 +149,7 @@ async def _answer(
     # Who sends a key means to come back for the result.
     policy = body.on_hang_up or ("finish" if attempt.key else doors.on_hang_up)
     job, replayed = await service.submit_once(attempt, given, door="openai", grace=_grace(policy))
-    headers = _headers(job, body, replayed=replayed)
+    headers = _headers(service, job, body, given, replayed=replayed)
     if body.stream:
         service.attend(job)
         frames = openai_frames(
@@ -209,10 +209,12 @@ def _grace(policy: str) -> float:
     return float(policy.partition(":")[2] or 0)
 
 
-def _headers(job: Job, body: GenerationBody, *, replayed: bool) -> dict[str, str]:
+def _headers(
+    service: ImageService, job: Job, body: GenerationBody, given: Arguments, *, replayed: bool
+) -> dict[str, str]:
     headers = {"x-easel-job": job.id}
-    if body.ignored:
-        headers["x-easel-ignored"] = ", ".join(body.ignored)
+    if ignored := [*body.ignored, *service.unused(given, job.request)]:
+        headers["x-easel-ignored"] = ", ".join(ignored)
     if replayed:
         headers["idempotent-replayed"] = "true"
     return headers

@@ -8,18 +8,20 @@ from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from app.api._models import at_hand, model_shown
 from app.api._schema import answers
 from app.api._shapes import ModelList, ModelShown
-from app.domain.model_card import ModelCard
 from app.service import ImageService
 
-_PREFIXES = ("/v1", "/openai/v1", "")
+_PREFIXES = ("/v1", "/openai/v1")
+"""Without one, the same is told together with the models' files: see `model_files.py`."""
 
 
 @get([f"{prefix}/models" for prefix in _PREFIXES], **answers(ModelList))
 async def list_models(service: NamedDependency[ImageService]) -> dict[str, Any]:
-    """All models, with what they can do."""
-    return {"object": "list", "data": [_shown(service, card) for card in service.models()]}
+    """The models that can be drawn with at once, or soon: those on this machine or on their way."""
+    cards = [card for card in service.models() if at_hand(service.shelf.state(card.id))]
+    return {"object": "list", "data": [model_shown(service, card) for card in cards]}
 
 
 @get([f"{prefix}/models/{{model_id:path}}" for prefix in _PREFIXES], **answers(ModelShown, 404))
@@ -27,28 +29,7 @@ async def get_model(
     model_id: FromPath[str], service: NamedDependency[ImageService]
 ) -> dict[str, Any]:
     """One model; ids with slashes may come as such or as %2F. Litestar adds a slash in front."""
-    return _shown(service, service.model(model_id.strip("/") or "/"))
-
-
-def _shown(service: ImageService, card: ModelCard) -> dict[str, Any]:
-    return {
-        "id": card.id,
-        "object": "model",
-        "created": 0,
-        "owned_by": "easel",
-        "title": card.title,
-        "family": card.family,
-        "licence": card.licence,
-        "aliases": card.aliases,
-        "tasks": card.tasks,
-        "samplers": card.samplers,
-        "output_formats": ("png", "jpeg", "webp"),
-        "transparent_background": False,
-        "defaults": card.defaults.model_dump(),
-        "limits": card.limits.model_dump(),
-        "preset": card.preset,
-        "presets": service.presets(card),
-    }
+    return model_shown(service, service.model(model_id.strip("/") or "/"))
 
 
 HANDLERS = [list_models, get_model]

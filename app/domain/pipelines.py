@@ -1,0 +1,130 @@
+"""The diffusers pipelines that can be drawn with, and what may be asked of each.
+
+A name is the class that a model folder's own index names. How each is called, and with which classes
+it edits, is known by `app/engines/`: a table there has the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import msgspec
+
+from app.domain import samplers
+from app.domain.samplers import Sampler
+
+Family = Literal["stable_diffusion", "flux", "diffusion_transformer", "fake"]
+Task = Literal["text2image", "image2image", "inpaint"]
+Kept = Literal["all", "down", "up"]
+"""Which steps run: all, whatever `strength` is; or its share of them, rounded down or up. The rules are
+diffusers' own, `get_timesteps` of each pipeline."""
+
+
+class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be asked of one kind of model.
+
+    `tasks` are those it can do; where an edit keeps "all" steps, it follows the prompt's instruction
+    and has no `strength`. `negative` names the argument that makes a negative prompt act when it is
+    above `threshold`; without one there is none. `guided` is false where `guidance_scale` does nothing.
+    """
+
+    family: Family
+    tasks: Mapping[Task, Kept]
+    samplers: Mapping[str, Sampler]
+    negative: Literal["guidance_scale", "true_cfg_scale", ""]
+    threshold: float = 1.0
+    guided: bool = True
+
+
+_DIFFUSION: Mapping[Task, Kept] = {"text2image": "all", "image2image": "down", "inpaint": "down"}
+_FLOW: Mapping[Task, Kept] = {"text2image": "all", "image2image": "up", "inpaint": "up"}
+_INSTRUCTED: Mapping[Task, Kept] = {"text2image": "all", "image2image": "all"}
+_WORDS_ALONE: Mapping[Task, Kept] = {"text2image": "all"}
+
+
+def _stable_diffusion(tasks: Mapping[Task, Kept] = _DIFFUSION) -> Pipeline:
+    return Pipeline(
+        family="stable_diffusion",
+        tasks=tasks,
+        samplers=samplers.STABLE_DIFFUSION,
+        negative="guidance_scale",
+    )
+
+
+def _flux(
+    tasks: Mapping[Task, Kept], negative: Literal["true_cfg_scale", ""] = "true_cfg_scale"
+) -> Pipeline:
+    return Pipeline(family="flux", tasks=tasks, samplers=samplers.FLOW, negative=negative)
+
+
+def _qwen(tasks: Mapping[Task, Kept]) -> Pipeline:
+    return Pipeline(
+        family="diffusion_transformer",
+        tasks=tasks,
+        samplers=samplers.FLOW,
+        negative="true_cfg_scale",
+        guided=False,
+    )
+
+
+def _transformer(
+    tasks: Mapping[Task, Kept],
+    known: Mapping[str, Sampler] = samplers.FLOW,
+    threshold: float = 1.0,
+) -> Pipeline:
+    return Pipeline(
+        family="diffusion_transformer",
+        tasks=tasks,
+        samplers=known,
+        negative="guidance_scale",
+        threshold=threshold,
+    )
+
+
+PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
+    {
+        # Stable Diffusion 1.x and 2.x; XL with Turbo and Lightning; those whose UNet sees the mask.
+        "StableDiffusionPipeline": _stable_diffusion(),
+        "StableDiffusionXLPipeline": _stable_diffusion(),
+        "StableDiffusionInpaintPipeline": _stable_diffusion({"inpaint": "down"}),
+        "StableDiffusionXLInpaintPipeline": _stable_diffusion({"inpaint": "down"}),
+        # Flux.1 schnell and dev, Kontext, Fill; Flux.2 klein, dev.
+        "FluxPipeline": _flux(_FLOW),
+        "FluxKontextPipeline": _flux(_INSTRUCTED),
+        "FluxFillPipeline": _flux({"inpaint": "up"}, negative=""),
+        "Flux2KleinPipeline": _flux(_INSTRUCTED, negative=""),
+        "Flux2Pipeline": _flux(_INSTRUCTED, negative=""),
+        # Stable Diffusion 3 and 3.5, Z-Image, Qwen-Image, Qwen-Image-Edit (2509 and later are "Plus").
+        "StableDiffusion3Pipeline": _transformer(_FLOW),
+        "ZImagePipeline": _transformer(_FLOW, threshold=0.0),
+        "QwenImagePipeline": _qwen(_FLOW),
+        "QwenImageEditPipeline": _qwen({"image2image": "all"}),
+        "QwenImageEditPlusPipeline": _qwen({"image2image": "all"}),
+        "SanaPipeline": _transformer(_WORDS_ALONE, samplers.SANA),
+        "PixArtAlphaPipeline": _transformer(_WORDS_ALONE, samplers.PIXART),
+        "PixArtSigmaPipeline": _transformer(_WORDS_ALONE, samplers.PIXART),
+        # Draws noise, and takes every wish.
+        "FakePipeline": Pipeline(
+            family="fake",
+            tasks=_DIFFUSION,
+            samplers=samplers.STABLE_DIFFUSION,
+            negative="guidance_scale",
+        ),
+    }
+)
+
+
+def first_of(family: Family) -> str:
+    """The pipeline of a card that names none."""
+    return next(name for name, one in PIPELINES.items() if one.family == family)
+
+
+def steps_kept(pipeline: str, task: Task, steps: int, strength: float) -> int:
+    """How many of the denoising steps really run. `strength` is 0 to 1."""
+    rule = PIPELINES[pipeline].tasks[task]
+    if rule == "all":
+        return steps
+    kept = min(steps * strength, steps)
+    return int(kept) if rule == "down" else steps - int(steps - kept)
