@@ -290,7 +290,7 @@ class GpuScheduler:
         job, request = entry.job, entry.request
         device = device_kind(slot.device)
         self._board.publish(job.id, Started(slot.id, entry.attempt, request.model))
-        spec = self._schedule.spec(entry, slot, self._limits.stall_seconds)
+        spec = self._schedule.spec(entry, slot, self._limits.stall_seconds, self._shelf.local)
         run = entry.run = self._pool.run(slot.id, spec)
         limit = min(job.terms.timeout or math.inf, self._limits.generation_timeout)
         again, seconds = None, None

@@ -119,6 +119,15 @@ class StyleShown(msgspec.Struct):
     negative: str
 
 
+class UpscalerShown(msgspec.Struct):
+    id: str
+    scales: list[int]
+
+
+class UpscalerList(msgspec.Struct):
+    upscalers: list[UpscalerShown]
+
+
 class StyleList(msgspec.Struct):
     styles: list[StyleShown]
 
