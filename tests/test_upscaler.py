@@ -192,7 +192,13 @@ def test_files_are_found_by_what_they_hold(known: Upscalers, tmp_path: Path) -> 
     assert list(find_upscalers(tmp_path / "nowhere")) == ["lanczos"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x02\0\0\0\0\0\0\0{}", b"x" * 100])
+OTHER = b'{"conv_first.weight": {"shape": [8, 3, 3, 3]}}'  # and no layer that tells the rest
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x02\0\0\0\0\0\0\0{}", b"x" * 100, bytes([len(OTHER), *bytes(7)]) + OTHER],
+)
 def test_a_file_of_something_else_ends_the_start(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"odd\.safetensors holds no weights of a Real-ESRGAN"):
