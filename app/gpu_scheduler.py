@@ -97,7 +97,7 @@ class GpuScheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = QueueNews(self._schedule, board, pool.slots, self._warm_ups.going)
         self._arrivals = Arrivals(
-            shelf, board, rest=self._seconds_of, admit=self._admit, fail=self._not_here
+            shelf, board, rest=self._seconds_of, admit=self._admit, fail=self._cannot_come
         )
         shelf.busy = lambda: self._schedule.models(pool.slots()) | self._arrivals.models()
         self._room = QueueRoom(limits.max_queue, self.waiting, self._until_one_starts)
@@ -161,18 +161,16 @@ class GpuScheduler:
 
     def _until_one_starts(self) -> float:
         """Seconds until the first of those that wait starts."""
-        outlooks = self._outlooks()
-        return min((outlooks[job_id].start for job_id in self._schedule.waiting), default=1.0)
+        starts = self._outlooks()
+        return min((starts[job_id].start for job_id in self._schedule.waiting), default=1.0)
 
     def _outlooks(self, guest: Entry | None = None) -> dict[str, Outlook]:
         now, warming = time.monotonic(), self._warm_ups.going()
         return self._schedule.outlooks(self._pool.slots(), warming, now, guest)
 
     def submit(self, job: Job, card: ModelCard, instead: Iterable[Choice] = ()) -> None:
-        """Queue a job that is on the board: a new one, or one that an earlier process has left; with
-        what is drawn `instead`, one after the other, when its model cannot be loaded.
-
-        Raises ShuttingDown; then the job has ended.
+        """Queue a job that is on the board, new or left by an earlier process; `instead` is drawn when
+        its model cannot be loaded. Raises ShuttingDown; then the job has ended.
         """
         age = max(0.0, time.time() - job.created)
         entry = self._entry(job, (card, job.request), time.monotonic() - age)
@@ -193,6 +191,11 @@ class GpuScheduler:
         self._schedule.add(entry)
         self._news.tell(at_once=True)
         self._dispatch()
+
+    def _cannot_come(self, entry: Entry, error: EaselError) -> None:
+        """Its model's files are not here and will not come."""
+        if (again := self._instead(entry, error, loading=True)) is not None:
+            self._arrivals.add(self._entry(entry.job, again, entry.ticket.since, entry))
 
     def _seconds_of(self, entry: Entry) -> float:
         """Until the end of a job that would be queued now."""
@@ -223,7 +226,7 @@ class GpuScheduler:
             meter=ProgressMeter(since),
             ticket=ticket,
             fallback=before.fallback if before else Fallback([]),
-            attempt=before.attempt + bool(before.slot) if before else job.attempt + 1,
+            attempt=before.attempt + (before.run is not None) if before else job.attempt + 1,
             deaths=deaths,
             drawn_alone=deaths > 0 or (before.drawn_alone if before else job.attempt > 0),
             expiry=before.expiry if before else None,
@@ -331,8 +334,8 @@ class GpuScheduler:
         finally:
             await run.aclose()
             self._schedule.end(entry, 0.0 if again else seconds)
-            if again:
-                self._again(entry, again)
+            if again:  # with a fresh meter: its progress starts over
+                self._arrivals.add(self._entry(job, again, entry.ticket.since, entry))
             if not self._closing:
                 self._dispatch()
 
@@ -342,15 +345,6 @@ class GpuScheduler:
         if isinstance(then, EaselError):
             self._fail(entry, then)
         return None if isinstance(then, EaselError) else then
-
-    def _not_here(self, entry: Entry, error: EaselError) -> None:
-        """The files of its model cannot be had."""
-        if again := self._instead(entry, error, loading=True):
-            self._again(entry, again)
-
-    def _again(self, entry: Entry, choice: Choice) -> None:
-        """Another attempt, with a fresh meter: its progress starts over."""
-        self._arrivals.add(self._entry(entry.job, choice, entry.ticket.since, entry))
 
     async def _observe(self, entry: Entry, event: EngineEvent) -> None:
         if isinstance(event, Waited):

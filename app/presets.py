@@ -129,6 +129,9 @@ def _processor() -> str:
 def _revision(card: ModelCard) -> str:
     """Differs after a change of the model's files, as their sizes and times tell, or of its card."""
     digest = hashlib.sha256(card.model_dump_json(include={"family", "dtype", "defaults"}).encode())
+    if os.path.isfile(card.source):  # noqa: PTH113
+        status = os.stat(card.source)  # noqa: PTH116
+        digest.update(f"\n{status.st_size} {status.st_mtime_ns}".encode())
     for folder, _, files in sorted(os.walk(card.source)):
         for name in sorted(files):
             path = Path(folder, name)

@@ -104,7 +104,7 @@ class ImageService:
         """The card that a client means by `name`: an id, an alias, or nothing at all.
 
         Names of OpenAI's own models, and an absent one, mean the default model; where a front door
-        serves one `family` only, its default is the first card of that family.
+        serves one `family` only, its default is the first card of that family whose files are here.
 
         Raises:
             UnknownModel: no card answers to the name.
@@ -113,7 +113,9 @@ class ImageService:
         if not name or any(fnmatch.fnmatchcase(name, foreign) for foreign in self._foreign):
             if family is None or self._default.family == family:
                 return self._default
-            card = next((card for card in self._cards.values() if card.family == family), None)
+            kin = [card for card in self._cards.values() if card.family == family]
+            here = [card for card in kin if self.shelf.state(card.id).here]
+            card = next(iter(here or kin), None)
         else:
             card = self._names.get(name)
         if card is None:
@@ -317,7 +319,13 @@ class ImageService:
         """What would be drawn, when it would be done and what it takes. Raises InvalidRequest."""
         request = self.resolve(given)
         card = self._all[request.model]
-        return request, self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
+        expected = self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
+        coming = self.shelf.state(card.id).seconds_left or 0.0
+        return request, msgspec.structs.replace(
+            expected,
+            eta_seconds=expected.eta_seconds + coming,
+            eta_seconds_p90=expected.eta_seconds_p90 + coming,
+        )
 
     def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[NumberedEvent, None]:
         """Events of a job numbered above `after`, to the terminal one.

@@ -15,21 +15,8 @@ from typing import Any
 import diffusers
 import torch
 
-_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
-_VAE_16 = {
-    **_VAE,
-    "latent_channels": 16,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
+from bench.published import FLUX_SCHNELL, UNET_15, UNET_XL, VAE, VAE_16, Z_IMAGE, Config
+
 _SMALL_VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2,
@@ -49,9 +36,9 @@ class Architecture:
     name: str
     pipeline: str
     denoiser: str
-    config: dict[str, Any]
-    small: dict[str, Any]
-    vae: dict[str, Any]
+    config: Config
+    small: Config
+    vae: Config
     embeddings: Embeddings
     steps: int
     guidance: float
@@ -90,7 +77,7 @@ ARCHITECTURES = (
         "SD 1.5",
         "StableDiffusionPipeline",
         "UNet2DConditionModel",
-        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        UNET_15,
         {
             "cross_attention_dim": 32,
             "block_out_channels": (32, 64),
@@ -98,7 +85,7 @@ ARCHITECTURES = (
             "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
             "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         },
-        {**_VAE, "scaling_factor": 0.18215},
+        {**VAE, "scaling_factor": 0.18215},
         _clip,
         steps=20,
         guidance=7.5,
@@ -110,19 +97,7 @@ ARCHITECTURES = (
         "SDXL",
         "StableDiffusionXLPipeline",
         "UNet2DConditionModel",
-        {
-            "sample_size": 128,
-            "cross_attention_dim": 2048,
-            "attention_head_dim": (5, 10, 20),
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
+        UNET_XL,
         {
             "cross_attention_dim": 32,
             "attention_head_dim": (2, 4),
@@ -134,7 +109,7 @@ ARCHITECTURES = (
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 80,
         },
-        {**_VAE, "scaling_factor": 0.13025, "force_upcast": True},
+        {**VAE, "scaling_factor": 0.13025, "force_upcast": True},
         _two_clips,
         steps=20,
         guidance=5.0,
@@ -146,10 +121,7 @@ ARCHITECTURES = (
         "FLUX.1-schnell",
         "FluxPipeline",
         "FluxTransformer2DModel",
-        {
-            "in_channels": 64,
-            "guidance_embeds": False,
-        },  # the rest is the class's own: 19 + 38 blocks
+        FLUX_SCHNELL,
         {
             "in_channels": 16,
             "num_layers": 1,
@@ -160,7 +132,7 @@ ARCHITECTURES = (
             "pooled_projection_dim": 32,
             "axes_dims_rope": (4, 4, 8),
         },
-        _VAE_16,
+        VAE_16,
         _t5,
         steps=4,
         guidance=0.0,
@@ -170,7 +142,7 @@ ARCHITECTURES = (
         "Z-Image-Turbo",
         "ZImagePipeline",
         "ZImageTransformer2DModel",
-        {"axes_lens": [1536, 512, 512]},  # the rest is the class's own: 30 blocks of 3840
+        Z_IMAGE,
         {
             "in_channels": 4,
             "dim": 64,
@@ -181,7 +153,7 @@ ARCHITECTURES = (
             "cap_feat_dim": 16,
             "axes_dims": [8, 12, 12],
         },
-        _VAE_16,
+        VAE_16,
         _qwen,
         steps=9,
         guidance=0.0,

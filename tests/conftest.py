@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.gateway import Gateway, running_gateway
+from tests.hub_mirror import Mirror, mirror_of
 from tests.postgres import database_url, postgres
 from tests.s3 import bucket, s3_endpoint
+from tests.shelves import REPO, repository
 
 __all__ = ["bucket", "database_url", "postgres", "s3_endpoint"]  # fixtures of other files
 
@@ -45,3 +47,18 @@ def fake_settings() -> dict[str, str]:
         "EASEL_MAX_QUEUE": "3",
         "EASEL_HEARTBEAT_INTERVAL": "0.2",
     }
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    """A hub with one model, which this process asks instead of the real one."""
+    import huggingface_hub.constants as hub
+
+    from app.model_files import download
+
+    with mirror_of({REPO: repository(tmp_path / "repository")}) as started:
+        monkeypatch.setattr(hub, "ENDPOINT", started.url)
+        template = started.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(download, "_FIRST_PAUSE", 0.01)
+        yield started

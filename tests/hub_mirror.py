@@ -63,6 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path)
         asked = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if not listed and not asked:  # the library asks for this and that
+            self._short(404, {"error": "Not found"})
+            return
         repo = (listed or asked or ["", ""])[1]
         name = asked[3] if asked else ""
         mirror = self.mirror

@@ -7,220 +7,45 @@ for bit the stock pipeline's.
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import httpx
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from app.domain.pipelines import PIPELINES
-from tests import zoo, zoo_transformers
+from app.engines.image_codec import Pixels
 from tests.gateway import Gateway, running_gateway
+from tests.kinds import (
+    KINDS,
+    MASK,
+    PICTURE,
+    PROMPT,
+    SIDE,
+    card_of,
+    drawn_by_hand,
+    save,
+    strength_of,
+    wish,
+)
 from tests.pictures import from_base64
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SIDE = 64
-PROMPT = "a red fox"
-PICTURE = Image.fromarray(
-    np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-).resize((SIDE, SIDE))
-MASK = Image.fromarray(np.pad(np.full((SIDE, SIDE // 2), 255, np.uint8), ((0, 0), (SIDE // 2, 0))))
-SIZE = {"width": SIDE, "height": SIDE}
-NEGATIVE = {"negative_prompt": "a blue hen"}
-
-Call = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A folder of class `pipeline`, what its card says beside that, and what is asked of it.
-
-    `stock` are the arguments of the stock pipelines, `asked` the fields of the body that mean them.
-    """
-
-    pipeline: str
-    parts: Any
-    tasks: Mapping[str, str]
-    stock: Call
-    asked: Call = field(default_factory=dict)
-    card: str = ""
-    sampler: str = "euler"
-    length: int = 16
-
-
-GUIDED = {"guidance_scale": 4.0, **NEGATIVE}
-TRUE_CFG = {"true_cfg_scale": 3.0, **NEGATIVE}
-
-KINDS: dict[str, Kind] = {
-    "sd": Kind(
-        "StableDiffusionPipeline",
-        zoo.PARTS["StableDiffusionPipeline"],
-        {
-            "text2image": "StableDiffusionPipeline",
-            "image2image": "StableDiffusionImg2ImgPipeline",
-            "inpaint": "StableDiffusionInpaintPipeline",
-        },
-        GUIDED,
-        sampler="ddim",
-    ),
-    "sd-inpaint": Kind(
-        "StableDiffusionInpaintPipeline",
-        zoo.PARTS["StableDiffusionInpaintPipeline of nine channels"],
-        {"inpaint": "StableDiffusionInpaintPipeline"},
-        GUIDED,
-        sampler="ddim",
-    ),
-    "sdxl": Kind(
-        "StableDiffusionXLPipeline",
-        zoo.PARTS["StableDiffusionXLPipeline"],
-        {
-            "text2image": "StableDiffusionXLPipeline",
-            "image2image": "StableDiffusionXLImg2ImgPipeline",
-            "inpaint": "StableDiffusionXLInpaintPipeline",
-        },
-        GUIDED,
-    ),
-    "sd3": Kind(
-        "StableDiffusion3Pipeline",
-        zoo.PARTS["StableDiffusion3Pipeline"],
-        {
-            "text2image": "StableDiffusion3Pipeline",
-            "image2image": "StableDiffusion3Img2ImgPipeline",
-            "inpaint": "StableDiffusion3InpaintPipeline",
-        },
-        {**GUIDED, "max_sequence_length": 16},
-    ),
-    "flux": Kind(
-        "FluxPipeline",
-        zoo.PARTS["FluxPipeline"],
-        {
-            "text2image": "FluxPipeline",
-            "image2image": "FluxImg2ImgPipeline",
-            "inpaint": "FluxInpaintPipeline",
-        },
-        {"guidance_scale": 4.0, **TRUE_CFG, "max_sequence_length": 16},
-    ),
-    "kontext": Kind(
-        "FluxKontextPipeline",
-        zoo.PARTS["FluxKontextPipeline"],
-        {"text2image": "FluxKontextPipeline", "image2image": "FluxKontextPipeline"},
-        {"guidance_scale": 4.0, **TRUE_CFG, "max_sequence_length": 16, "max_area": SIDE**2},
-    ),
-    "fill": Kind(
-        "FluxFillPipeline",
-        zoo.PARTS["FluxFillPipeline"],
-        {"inpaint": "FluxFillPipeline"},
-        {"guidance_scale": 30.0, "max_sequence_length": 16},
-    ),
-    "klein": Kind(
-        "Flux2KleinPipeline",
-        zoo_transformers.flux_2_parts,
-        {"text2image": "Flux2KleinPipeline", "image2image": "Flux2KleinPipeline"},
-        {"guidance_scale": 1.0, "max_sequence_length": 128},
-        length=128,
-    ),
-    "flux-2": Kind(
-        "Flux2Pipeline",
-        zoo_transformers.flux_2_dev_parts,
-        {"text2image": "Flux2Pipeline", "image2image": "Flux2Pipeline"},
-        {"guidance_scale": 4.0, "max_sequence_length": 1024},
-        length=1024,
-    ),
-    "z-image": Kind(
-        "ZImagePipeline",
-        zoo_transformers.z_image_parts,
-        {
-            "text2image": "ZImagePipeline",
-            "image2image": "ZImageImg2ImgPipeline",
-            "inpaint": "ZImageInpaintPipeline",
-        },
-        {**GUIDED, "max_sequence_length": 128},
-        length=128,
-    ),
-    "qwen": Kind(
-        "QwenImagePipeline",
-        zoo_transformers.qwen_parts,
-        {
-            "text2image": "QwenImagePipeline",
-            "image2image": "QwenImageImg2ImgPipeline",
-            "inpaint": "QwenImageInpaintPipeline",
-        },
-        {**TRUE_CFG, "max_sequence_length": 512},
-        length=512,
-    ),
-    "sana": Kind(
-        "SanaPipeline",
-        zoo_transformers.sana_parts,
-        {"text2image": "SanaPipeline"},
-        {**GUIDED, "max_sequence_length": 128},
-        sampler="dpmpp_2m",
-        length=128,
-    ),
-    "pixart": Kind(
-        "PixArtSigmaPipeline",
-        zoo_transformers.pixart_parts,
-        {"text2image": "PixArtSigmaPipeline"},
-        {**GUIDED, "max_sequence_length": 16, "clean_caption": False},
-        sampler="dpmpp_2m",
-    ),
-    "pixart-alpha": Kind(
-        "PixArtAlphaPipeline",
-        zoo_transformers.pixart_parts,
-        {"text2image": "PixArtAlphaPipeline"},
-        {**GUIDED, "max_sequence_length": 16, "clean_caption": False},
-        sampler="dpmpp_2m",
-    ),
-}
-WITH_TORCHVISION: Mapping[str, Kind] = {
-    "qwen-edit": Kind(
-        "QwenImageEditPipeline",
-        zoo_transformers.qwen_edit_parts,
-        {"image2image": "QwenImageEditPipeline"},
-        TRUE_CFG,
-    ),
-    "qwen-edit-plus": Kind(
-        "QwenImageEditPlusPipeline",
-        zoo_transformers.qwen_edit_parts,
-        {"image2image": "QwenImageEditPlusPipeline"},
-        TRUE_CFG,
-    ),
-}
-if find_spec("torchvision"):  # transformers' processor of words, pictures and films wants it
-    KINDS |= WITH_TORCHVISION
-
+TURBO = """
+[scheduler]
+timestep_spacing = "trailing"
+"""
+SCHNELL = 'ignores = ["guidance_scale"]\n'
 CASES = [(name, task) for name, kind in KINDS.items() for task in kind.tasks]
-
-OURS_ALONE = {"guidance_scale", "true_cfg_scale", "negative_prompt"}
-"""Of the stock arguments those that a body can give; the others are the card's."""
-
-
-def card_of(name: str, kind: Kind, folder: Path) -> str:
-    tasks = ", ".join(f'"{task}"' for task in kind.tasks)
-    return (
-        f'id = "{name}"\nfamily = "{PIPELINES[kind.pipeline].family}"\n'
-        f'pipeline = "{kind.pipeline}"\nsource = "{folder}"\ntasks = [{tasks}]\n{kind.card}'
-        f"[defaults]\nwidth = {SIDE}\nheight = {SIDE}\nnum_inference_steps = 3\n"
-        f'sampler = "{kind.sampler}"\n'
-        f"max_sequence_length = {kind.length}\n[limits]\nmin_side = 32\nmultiple = 16\n"
-    )
-
-
-def save(kind: Kind, folder: Path) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        built = getattr(diffusers, kind.pipeline)(**kind.parts())
-    built.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +60,14 @@ def gateway(house: Path) -> Iterator[Gateway]:
     for name, kind in KINDS.items():
         save(kind, house / name)
         (house / "cards" / f"{name}.toml").write_text(card_of(name, kind, house / name))
+    turbo = card_of("turbo", replace(KINDS["sd"], sampler="euler"), house / "sd") + TURBO
+    (house / "cards" / "turbo.toml").write_text(turbo)
+    schnell = SCHNELL + card_of("schnell", KINDS["flux"], house / "flux")
+    (house / "cards" / "schnell.toml").write_text(schnell)
     environment = {
         "EASEL_MODELS_DIR": str(house / "cards"),
         "EASEL_DEFAULT_MODEL": "sd",
-        "EASEL_PRELOAD": "[]",
+        "EASEL_PRELOAD": '["fill"]',  # its warm-up has no words alone to draw from
         "EASEL_DEVICES": '["cpu"]',
     }
     with running_gateway(house / "data", environment) as started:
@@ -261,36 +90,6 @@ def ask(gateway: Gateway, task: str, **fields: Any) -> httpx.Response:
             hole.putalpha(Image.eval(MASK, lambda level: 255 - level))
             files["mask"] = file_of(hole)
         return client.post("/v1/images/edits", data=fields, files=files)
-
-
-def wish(kind: Kind, task: str) -> dict[str, Any]:
-    """What is asked, for both sides."""
-    given = {key: value for key, value in kind.stock.items() if key in OURS_ALONE}
-    steps = 3 if task == "text2image" else 5
-    return {"prompt": PROMPT, "num_inference_steps": steps, **given}
-
-
-def strength_of(kind: Kind, task: str) -> dict[str, float]:
-    kept = PIPELINES[kind.pipeline].tasks[task]  # type: ignore[index]
-    return {} if kept == "all" else {"strength": 0.5}
-
-
-@torch.inference_mode()
-def drawn_by_hand(house: Path, name: str, task: str) -> np.ndarray[Any, Any]:
-    """What stock diffusers draws of the folder, without any code of ours."""
-    kind = KINDS[name]
-    stock = getattr(diffusers, kind.tasks[task])
-    pipeline = stock.from_pretrained(house / name, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    given = {**kind.stock, **wish(kind, task), **strength_of(kind, task)}
-    if task != "text2image":
-        given["image"] = PICTURE
-    if task == "inpaint":
-        given["mask_image"] = MASK
-    if "width" in inspect.signature(stock.__call__).parameters:
-        given.update(SIZE)
-    drawn = pipeline(**given, generator=torch.Generator("cpu").manual_seed(7))
-    return np.asarray(drawn.images[0])
 
 
 def steps_told(gateway: Gateway, job: str) -> list[int]:
@@ -337,3 +136,64 @@ def test_unfinished_pictures_are_shown_of_every_kind(gateway: Gateway, name: str
     shown = from_base64(told[0]["b64_json"])
     assert shown.shape == (SIDE, SIDE, 3)
     assert shown.std() > 1
+
+
+@torch.inference_mode()
+def test_a_second_card_on_a_folder_may_ask_for_another_noise_schedule(
+    gateway: Gateway, house: Path
+) -> None:
+    body = {"model": "turbo", "prompt": PROMPT, "seed": 7, "steps": 1, "guidance_scale": 0.0}
+    answer = ask(gateway, "text2image", **body)
+    picture = from_base64(answer.json()["data"][0]["b64_json"])
+    stock = StableDiffusionPipeline.from_pretrained(house / "sd", dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+
+    def by_hand(**schedule: str) -> Pixels:
+        stock.scheduler = EulerDiscreteScheduler.from_config(stock.scheduler.config, **schedule)
+        given: dict[str, Any] = {"width": SIDE, "height": SIDE, "num_inference_steps": 1}
+        chance = torch.Generator("cpu").manual_seed(7)
+        drawn = stock(prompt=PROMPT, guidance_scale=0.0, generator=chance, **given)
+        return np.asarray(drawn.images[0])
+
+    assert not np.array_equal(picture, by_hand())
+    assert np.array_equal(picture, by_hand(timestep_spacing="trailing"))
+
+
+IDLE: list[tuple[str, str, dict[str, Any], str]] = [
+    ("fill", "inpaint", {"negative_prompt": "hens"}, "negative_prompt"),
+    (
+        "klein",
+        "text2image",
+        {"negative_prompt": "hens", "true_cfg_scale": 3.0},
+        "negative_prompt, true_cfg_scale",
+    ),
+    ("flux", "text2image", {"negative_prompt": "hens"}, "negative_prompt"),
+    ("flux", "text2image", {"negative_prompt": "hens", "true_cfg_scale": 2.0}, ""),
+    ("sd", "text2image", {"negative_prompt": "hens", "cfg_scale": 1.0}, "negative_prompt"),
+    ("sd", "text2image", {"negative_prompt": "hens", "cfg_scale": 3.0}, ""),
+    ("z-image", "text2image", {"negative_prompt": "hens", "cfg_scale": 0.5}, ""),
+    ("qwen", "text2image", {"guidance_scale": 3.0}, "guidance_scale"),
+    ("schnell", "text2image", {"guidance_scale": 3.0}, "guidance_scale"),
+    ("kontext", "image2image", {"strength": 0.5}, "strength"),
+]
+
+
+@pytest.mark.parametrize(("name", "task", "given", "idle"), IDLE)
+def test_fields_that_do_nothing_are_told(
+    gateway: Gateway, name: str, task: str, given: dict[str, Any], idle: str
+) -> None:
+    answer = ask(gateway, task, model=name, prompt=PROMPT, steps=2, **given)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers.get("x-easel-ignored", "") == idle
+
+
+def test_a_negative_prompt_that_the_model_has_not_is_not_told_as_drawn(gateway: Gateway) -> None:
+    answer = ask(gateway, "inpaint", model="fill", prompt=PROMPT, steps=2, negative_prompt="hens")
+    with gateway.client() as client:
+        job = client.get(f"/jobs/{answer.headers['x-easel-job']}").json()
+        models = {one["id"]: one for one in client.get("/v1/models").json()["data"]}
+    assert job["negative_prompt"] == ""
+    assert not models["fill"]["negative_prompt"]
+    assert models["flux"]["negative_prompt"]
+    assert models["schnell"]["ignores"] == ["guidance_scale"]
+    assert models["fill"]["pipeline"] == "FluxFillPipeline"

@@ -7,7 +7,6 @@ sends what is not what it promised.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,21 +14,9 @@ import huggingface_hub.constants as hub_constants
 import pytest
 
 from app.model_files import cache as cache_module
-from app.model_files import download as download_module
 from app.model_files.folder import missing
 from tests.hub_mirror import COMMIT, Mirror, mirror_of
-from tests.shelves import REPO, UNET, hub_card, pulled, repository, shelf_of, until
-
-
-@pytest.fixture
-def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    with mirror_of({REPO: repository(tmp_path / "repository")}) as started:
-        url = started.url
-        monkeypatch.setattr(hub_constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(download_module, "_FIRST_PAUSE", 0.01)
-        yield started
+from tests.shelves import REPO, UNET, hub_card, pulled, shelf_of, until
 
 
 def test_a_model_comes_whole_and_nothing_else_does(tmp_path: Path, mirror: Mirror) -> None:

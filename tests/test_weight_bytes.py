@@ -98,3 +98,12 @@ def test_an_index_that_tells_nothing_is_no_error(tmp_path: Path, index: str) -> 
 def test_the_files_are_asked_without_torch() -> None:
     code = "import app.engines.weight_bytes, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_before_the_files_are_there_the_card_tells(tmp_path: Path) -> None:
+    counts = {"parameters": {"unet": 1000, "vae": 10}}
+    card = paper_model(tmp_path, "a").model_copy(update=counts)
+    assert weight_bytes(card, "cpu") != 1010 * 4
+    absent = card.model_copy(update={"source": str(tmp_path / "nowhere"), "dtype": "auto"})
+    assert weight_bytes(absent, "cpu") == 1010 * 4
+    assert weight_bytes(absent, "cuda:0") == 1010 * 2

@@ -84,8 +84,8 @@ def sd3_transformer(**given: Any) -> Any:
     config = {
         "sample_size": 16,
         "patch_size": 2,
-        "in_channels": 16,
-        "out_channels": 16,
+        "in_channels": 4,
+        "out_channels": 4,
         "num_layers": 2,
         "attention_head_dim": 8,
         "num_attention_heads": 4,
@@ -202,7 +202,7 @@ def _xl_parts() -> Mapping[str, Any]:
 @cache
 def _sd3_parts() -> Mapping[str, Any]:
     return {
-        "transformer": sd3_transformer(),
+        "transformer": sd3_transformer(in_channels=16, out_channels=16),
         "vae": autoencoder(channels=16, **_PLAIN),
         "text_encoder": clip(CLIPTextModelWithProjection),
         "text_encoder_2": clip(CLIPTextModelWithProjection, 1),

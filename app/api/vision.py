@@ -42,8 +42,8 @@ from app.domain.request import AUTO, Arguments
 from app.service import ImageService
 
 BUILT_IN = ("flux-schnell", "flux-dev", "sdxl-lightning")
-"""Names that this door's clients send without asking what is here. Where no card has one of them, the
-chosen model stands in for it."""
+"""Names that this door's clients send without asking what is here. Where no card has one of them, or
+its files are not here, the chosen model stands in for it."""
 
 _KEPT = 100
 """Messages that who listens later is told as well."""
@@ -109,11 +109,13 @@ class Desk:
         if not name:
             return self.chosen, False
         try:
-            return self.service.model(name), False
+            card = self.service.model(name)
+            if name not in BUILT_IN or at_hand(self.service.shelf.state(card.id)):
+                return card, False
         except UnknownModel:
             if name not in BUILT_IN:
                 raise
-            return self.chosen, True
+        return self.chosen, True
 
     async def load(self, name: str, owner: str) -> tuple[ModelCard, bool]:
         """Have a worker hold the model, for all calls that name none. Raises what `ImageService.load`

@@ -18,7 +18,6 @@ from rich.table import Column, Table
 
 from app.cli._shell import console, errors_told, shell, stop
 from app.domain.model_card import ModelCard
-from app.domain.request import Arguments
 from app.main import open_shelf
 from app.presets import (
     FILE_NAME,
@@ -140,7 +139,7 @@ def profile(
     measured: list[BatchProfile] = []
     for card in _cards(settings, model):
         with errors_told():
-            wish = Arguments(prompt="a measurement", width=width, height=height)
+            wish = card.usual("a measurement", width=width, height=height)
             request = card.resolve(wish, draw_seed=lambda: 0)
             engine = _loaded(card, device)
             with console.status(card.id):

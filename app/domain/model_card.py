@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -18,6 +18,12 @@ from app.domain.request import (
     GenerationRequest,
     Preset,
 )
+
+_WHITE = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63f8"
+    "0f0001010100b138f6140000000049454e44ae426082"
+)
+"""One white pixel as PNG: a picture to draw anew, or a mask of all of it."""
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -159,6 +165,13 @@ class ModelCard(_Part):
     def negative_prompt(self) -> bool:
         """Whether the model has one at all."""
         return bool(self.kind.negative) and "negative_prompt" not in self.ignores
+
+    def usual(self, prompt: str, **given: Any) -> Arguments:
+        """What a usual job asks, to try the model: from words alone, or of a picture if it must."""
+        if "text2image" in self.tasks:
+            return Arguments(prompt=prompt, **given)
+        mask = _WHITE if "inpaint" in self.tasks else None
+        return Arguments(prompt=prompt, image=_WHITE, mask_image=mask, **given)
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
         """Names of fields that were given and did nothing for `request`, which was made of them."""

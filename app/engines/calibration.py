@@ -15,7 +15,7 @@ from app.domain.errors import EaselError, GenerationFailed, InvalidRequest
 from app.domain.events import EngineEvent, ImageFinished
 from app.domain.model_card import ModelCard
 from app.domain.pipelines import Family
-from app.domain.request import Arguments, GenerationRequest, Preset
+from app.domain.request import GenerationRequest, Preset
 from app.engines import image_codec
 from app.engines.base import Engine
 from app.engines.image_codec import Pixels
@@ -54,6 +54,7 @@ _BLOCK_CACHES = tuple(f"first_block_cache={share}" for share in ("0.05", "0.1", 
 _CANDIDATES: Mapping[Family, tuple[str, ...]] = {
     "stable_diffusion": ("bfloat16", "compile"),
     "flux": ("bfloat16", *_BLOCK_CACHES, "compile"),
+    "diffusion_transformer": ("bfloat16", "compile"),
 }
 
 _IDENTICAL = 99.0
@@ -200,5 +201,5 @@ class Calibrator:
 
     def _request(self, subject: Subject, preset: Preset, technique: str) -> GenerationRequest:
         prompt, seed = subject
-        plain = self._card.resolve(Arguments(prompt=prompt, seed=seed), draw_seed=lambda: seed)
+        plain = self._card.resolve(self._card.usual(prompt, seed=seed), draw_seed=lambda: seed)
         return msgspec.structs.replace(plain, preset=preset, technique=technique)

@@ -36,7 +36,7 @@ from app.engines.side_by_side import side_by_side
 from app.engines.step_gate import ImageGate
 from app.engines.techniques import Denoiser, Techniques
 from app.engines.turnstile import Turnstile
-from app.engines.weights import load_pipeline
+from app.engines.weights import load_pipeline, sibling
 
 _log = logging.getLogger(__name__)
 
@@ -94,13 +94,9 @@ class DiffusersEngine:
         }
         self._colours = LatentColours(loaded.vae)
         for task in card.tasks:
-            # The same components under another class: no weight is copied. Without a dtype,
-            # `from_pipe` would cast the shared weights to float32.
             kind = classes[task]
             is_loaded = type(loaded) is kind
-            self._pipelines[task] = (
-                loaded if is_loaded else kind.from_pipe(loaded, dtype=loaded.dtype)
-            )
+            self._pipelines[task] = loaded if is_loaded else sibling(loaded, kind)
         self._hash.known(wait=_HASH_PATIENCE)
 
     def generate(
@@ -184,7 +180,16 @@ class DiffusersEngine:
                 for name, one in self._denoisers.items()
             }
             gate = ImageGate(run.gate, request, index, rider)
-            view = view_of(pipeline, scheduler, gate, rider, denoisers, self._prompts, tiled=tiled)
+            view = view_of(
+                pipeline,
+                scheduler,
+                gate,
+                rider,
+                denoisers,
+                self._prompts,
+                layers=self._recipe.layers,
+                tiled=tiled,
+            )
             if request.previews:
                 end = PredictedEnd(scheduler)
                 gate.preview = partial(self._preview, view, end, request)

@@ -87,6 +87,7 @@ RECIPES: Mapping[str, Recipe] = {
         },
         _guided,
         unscaled,
+        layers=(-2,),
     ),
     "QwenImagePipeline": Recipe(
         {
@@ -96,6 +97,7 @@ RECIPES: Mapping[str, Recipe] = {
         },
         _qwen,
         _one_frame,
+        layers=(-1,),
     ),
     "QwenImageEditPipeline": Recipe({"image2image": QwenImageEditPipeline}, _qwen_edit, _one_frame),
     "QwenImageEditPlusPipeline": Recipe(

@@ -98,8 +98,12 @@ RECIPES: Mapping[str, Recipe] = {
         {"text2image": Flux2KleinPipeline, "image2image": Flux2KleinPipeline},
         _flux,
         _normalised_patches,
+        layers=(9, 18, 27),
     ),
     "Flux2Pipeline": Recipe(
-        {"text2image": Flux2Pipeline, "image2image": Flux2Pipeline}, _flux, _normalised_patches
+        {"text2image": Flux2Pipeline, "image2image": Flux2Pipeline},
+        _flux,
+        _normalised_patches,
+        layers=(10, 20, 30),
     ),
 }

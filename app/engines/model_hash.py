@@ -44,12 +44,15 @@ def commit_of(source: str) -> str:
 
 
 def hash_of(folder: Path) -> str:
-    """SHA-256 of the list that `sha256sum` prints of a model's files; "" if there are no weights.
+    """SHA-256 of the list that `sha256sum` prints of a model's files; "" if there are no weights. A
+    model in a single file has that file's own.
 
     The list is of `model_index.json`, then the parts' configurations and weights, each by name:
 
         LC_ALL=C sha256sum model_index.json */*.json */*.safetensors | sha256sum
     """
+    if folder.is_file():
+        return _hash_of_file(folder)
     weights = _found(folder, "*/*.safetensors")
     files = [*_found(folder, "model_index.json"), *_found(folder, "*/*.json"), *weights]
     lines = [f"{_hash_of_file(path)}  {path.relative_to(folder)}\n" for path in files]

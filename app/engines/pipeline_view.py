@@ -36,11 +36,13 @@ def view_of(
     denoisers: Mapping[str, Denoiser],
     prompts: PromptCache,
     *,
+    layers: tuple[int, ...] = (),
     tiled: bool = False,
 ) -> Any:
     """A view of `pipeline` that steps with `scheduler`, passes through `gate` and works as `rider`.
 
-    `denoisers` stand in for its parts of these names. `tiled` decodes in tiles, which takes less
+    `denoisers` stand in for its parts of these names. `layers` of a language model are all that is
+    looked at, where there are any. `tiled` decodes in tiles, which takes less
     memory and may leave faint seams.
     """
     view = object.__new__(type(pipeline))
@@ -51,7 +53,7 @@ def view_of(
         if name in denoisers:
             view.__dict__[name] = _denoiser(denoisers[name], rider)
         elif name.startswith("text_encoder") and part is not None:
-            view.__dict__[name] = _encoder(part, rider, prompts)
+            view.__dict__[name] = _encoder(part, rider, prompts, layers)
         elif name == "vae":
             view.__dict__[name] = _autoencoder(part, rider, tiled=tiled)
         elif isinstance(part, torch.nn.Module):
@@ -103,13 +105,26 @@ def _one_by_one(calls: Sequence[Callable[[], Any]]) -> Sequence[Any]:
     return results
 
 
-def _encoder(part: Any, rider: Rider, prompts: PromptCache) -> StandIn:
+def _encoder(part: Any, rider: Rider, prompts: PromptCache, layers: tuple[int, ...]) -> StandIn:
     alone = _alone(rider, part)
 
     def encode(*args: Any, **kwargs: Any) -> Any:
-        return prompts.get(part, args, kwargs, lambda: alone(*args, **kwargs))
+        return prompts.get(part, args, kwargs, lambda: _lean(alone(*args, **kwargs), layers))
 
     return StandIn(part, encode)
+
+
+def _lean(output: Any, layers: tuple[int, ...]) -> Any:
+    """A language model's output without what no pipeline looks at: it is a hundred times as much."""
+    if layers:
+        states = output.hidden_states
+        wanted = {layer % len(states) for layer in layers}
+        output["hidden_states"] = tuple(
+            state if layer in wanted else None for layer, state in enumerate(states)
+        )
+        for name in {"logits", "past_key_values"} & set(output):
+            output[name] = None
+    return output
 
 
 class _Autoencoder(StandIn):

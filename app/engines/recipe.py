@@ -27,14 +27,16 @@ class Recipe:
     `classes` serve the tasks, all over the same parts; the first is the one that loads the folder.
     `arguments` are those of the call, without pictures, generator and callback. `decodable` makes of
     the denoising loop's latents what the VAE's decoder takes, as 1 x channels x height x width.
-    `tokenizer` is the part whose tokens count as the prompt's. `has_step_end` is false of pipelines
-    that know only the older `callback`.
+    `tokenizer` is the part whose tokens count as the prompt's. `layers` are those of a large language
+    model that the pipeline looks at: the others need not be remembered. `has_step_end` is false of
+    pipelines that know only the older `callback`.
     """
 
     classes: Mapping[Task, type[DiffusionPipeline]]
     arguments: Arguments
     decodable: Decodable
     tokenizer: str = "tokenizer"
+    layers: tuple[int, ...] = ()
     has_step_end: bool = True
 
 

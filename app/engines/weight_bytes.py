@@ -1,15 +1,17 @@
-"""How many bytes a model's weights will take, told by its files alone. Needs no torch."""
+"""How many bytes a model's weights will take, told by its files or its card. Needs no torch."""
 
 from __future__ import annotations
 
 import json
-import math
-import struct
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 from app.domain.model_card import ModelCard
+from app.domain.model_source import is_single_file
+from app.model_files.headers import elements, header
+from app.model_files.places import weightless
+from app.model_files.selection import INDEX, parts_of, shard_index_of, shards_of, weights_of
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -17,8 +19,8 @@ _BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _INTEGERS = {"64": 8, "32": 4, "16": 2}
 """Bytes by what their names end in; they keep their type. All others are one byte wide."""
 
-_MAX_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
+_TRAINING_ONLY = ("model_ema.", "optimizer")
+"""Beginnings of what checkpoints hold for training alone."""
 
 
 def precision_for(card: ModelCard, device: str) -> Precision:
@@ -29,52 +31,58 @@ def precision_for(card: ModelCard, device: str) -> Precision:
 
 
 def weight_bytes(card: ModelCard, device: str) -> int:
-    """Bytes of the weights on `device`, before they are loaded; 0 when the files do not tell.
+    """Bytes of the weights on `device`, before they are loaded; 0 when nothing tells.
 
-    Counts what loading takes: of each part that the folder's index names, the weights without a
-    variant, every tensor once, in the precision that it will be computed in. Reads a few kilobytes.
+    Counts what loading takes: of each part that the folder's index names, the weights (half precision
+    only where there is no other), every tensor once, in the precision that it will be computed in;
+    and of a single file all that is used, with GGUF as it lies there. Reads a few kilobytes.
+    Without files, it is by what the card says in `parameters`.
     """
     floats = _BYTES[precision_for(card, device)]
-    folder = Path(card.source)
     try:
-        parts = json.loads((folder / "model_index.json").read_bytes())
-        named = [name for name, what in parts.items() if isinstance(what, list) and any(what)]
-        return sum(
-            _tensor_bytes(tensor, floats)
-            for name in named
-            for path in _weight_files(folder / Path(name).name)
-            for tensor in _header(path)
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error):
-        return 0  # what is wrong with the folder is told when it is loaded
+        if not is_single_file(card.source):
+            return _folder_bytes(Path(card.source), floats)
+        file, base = Path(card.source), Path(card.base)
+        without = weightless(parts_of((base / INDEX).read_bytes()))
+        return _file_bytes(file, floats) + _folder_bytes(base, floats, without)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        # What is wrong with the files is told when they are loaded.
+        return sum(card.parameters.values()) * floats
+
+
+def _folder_bytes(folder: Path, floats: int, without: Collection[str] = ()) -> int:
+    parts = json.loads((folder / INDEX).read_bytes())
+    named = [name for name, what in parts.items() if isinstance(what, list) and any(what)]
+    return sum(
+        _tensor_bytes(tensor, floats)
+        for name in named
+        if name not in without
+        for path in _weight_files(folder / Path(name).name)
+        for tensor in header(path).values()
+    )
+
+
+def _file_bytes(file: Path, floats: int) -> int:
+    if file.suffix.lower() == ".gguf":
+        return file.stat().st_size
+    return sum(
+        _tensor_bytes(tensor, floats)
+        for name, tensor in header(file).items()
+        if not name.startswith(_TRAINING_ONLY)
+    )
 
 
 def _weight_files(part: Path) -> list[Path]:
     """The files that diffusers and transformers load of a part; none of a tokenizer."""
-    for stem in ("diffusion_pytorch_model", "model"):
-        whole = part / f"{stem}.safetensors"
-        index = part / f"{stem}.safetensors.index.json"
-        if whole.is_file():
-            return [whole]
-        if index.is_file():
-            shards = set(json.loads(index.read_bytes())["weight_map"].values())
-            return [part / Path(shard).name for shard in sorted(shards)]
-    return []
-
-
-def _header(path: Path) -> Iterator[dict[str, object]]:
-    """What a safetensors file says of its tensors: eight bytes of length, then JSON."""
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        if length > _MAX_HEADER:
-            raise ValueError("no safetensors file")
-        header = json.loads(file.read(length))
-    return (tensor for name, tensor in header.items() if name != "__metadata__")
+    if not part.is_dir():
+        return []
+    names = {path.name for path in part.iterdir()}
+    index = shard_index_of(names)
+    found = sorted(shards_of((part / index).read_bytes())) if index else weights_of(names)
+    return [part / name for name in found]
 
 
 def _tensor_bytes(tensor: dict[str, object], floats: int) -> int:
-    kind, shape = str(tensor["dtype"]), tensor["shape"]
-    if not isinstance(shape, list):
-        raise TypeError("no shape")
+    kind = str(tensor["dtype"])
     is_float = kind.startswith(("F", "BF"))
-    return math.prod(shape) * (floats if is_float else _INTEGERS.get(kind[1:], 1))
+    return elements(tensor) * (floats if is_float else _INTEGERS.get(kind[1:], 1))

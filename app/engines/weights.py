@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,19 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
-from app.domain.errors import ModelUnavailable, OutOfMemory
+from app.domain.errors import EaselError, ModelUnavailable, OutOfMemory
 from app.domain.model_card import ModelCard
+from app.domain.model_source import is_single_file
+from app.engines.single_file import load_single_file
 from app.engines.weight_bytes import precision_for
+from app.model_files.selection import variant_of
 
 # Progress bars are for notebooks.
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
+
+_LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
+"""Where an index may say that parts come from; the third is diffusers' own, for safety checkers."""
 
 _DTYPES = {
     "float32": torch.float32,
@@ -27,33 +36,54 @@ _DTYPES = {
 
 
 def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -> Any:
-    """The pipeline of class `kind` in the card's folder, on `device`, ready to draw.
+    """The pipeline of class `kind` in the card's folder or file, on `device`, ready to draw.
 
     Raises:
         ModelUnavailable: the folder is missing, incomplete, damaged, of another class, or holds
             anything but safetensors.
         OutOfMemory: the device has no room for the weights.
     """
-    folder = Path(card.source)
+    single = is_single_file(card.source)
+    folder = Path(card.base if single else card.source)
     _check_folder(card, folder, kind)
     try:
         dtype = dtype_for(card, device)
-        pipeline: Any = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            **_text_encoders(card, folder, dtype),
-        )
+        rest = partial(_text_encoders, card, folder, dtype)
+        if single:
+            pipeline = load_single_file(card, kind, dtype, _index(card, folder), rest)
+        else:
+            pipeline = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                **_variant(_variants(folder)),
+                **rest(),
+            )
         pipeline.to(device)
-    except ModelUnavailable:
+    except EaselError:
         raise
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"The device has no room for the weights of model {card.id}.") from error
+    except ImportError as error:
+        # Processors of pictures or films, of Flux.2 dev and Qwen-Image-Edit, want torchvision.
+        raise ModelUnavailable(
+            f"Model {card.id} needs a package that is not installed; see docs/add-a-model.md."
+        ) from error
     except Exception as error:
         # Loaders raise whatever their file formats raise (SafetensorError, OSError, KeyError …).
         raise ModelUnavailable(f"The weights of model {card.id} cannot be loaded.") from error
     return pipeline
+
+
+def sibling(pipeline: Any, kind: type[DiffusionPipeline]) -> Any:
+    """The same components under another class: no weight is copied."""
+    if any(getattr(part, "is_quantized", False) for part in pipeline.components.values()):
+        # `from_pipe` casts, which quantised weights refuse.
+        known = inspect.signature(kind.__init__).parameters
+        return kind(**{name: part for name, part in pipeline.components.items() if name in known})
+    # Without a dtype, it would cast the shared weights to float32.
+    return kind.from_pipe(pipeline, dtype=pipeline.dtype)
 
 
 def dtype_for(card: ModelCard, device: str) -> torch.dtype:
@@ -66,6 +96,8 @@ def _check_folder(card: ModelCard, folder: Path, kind: type[DiffusionPipeline]) 
     if parts.get("_class_name") != kind.__name__:
         raise ModelUnavailable(f"Model {card.id} is not a {kind.__name__} but another kind.")
     for name, source in parts.items():
+        if isinstance(source, list) and (not source or source[0] not in _LIBRARIES):
+            raise ModelUnavailable(f"Model {card.id} names parts of a library that is not trusted.")
         # transformers would make an empty tokenizer of an absent one, and the prompt would not act.
         if isinstance(source, list) and any(source) and not (folder / name).is_dir():
             raise ModelUnavailable(f"Model {card.id} lacks a part that its index names.")
@@ -101,7 +133,22 @@ def _text_encoders(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[st
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                **_variant([variant_of(_names(folder / name))]),
             )
             if told["missing_keys"]:
                 raise ModelUnavailable(f"The weights of model {card.id} are not complete.")
     return loaded
+
+
+def _variants(folder: Path) -> list[str]:
+    """What the parts of the folder come in, each "" or "fp16"."""
+    return [variant_of(_names(part)) for part in folder.iterdir() if part.is_dir()]
+
+
+def _variant(variants: Iterable[str]) -> dict[str, str]:
+    """How loaders are told to take half precision where there is no other."""
+    return {"variant": variant} if (variant := max(variants, default="")) else {}
+
+
+def _names(part: Path) -> set[str]:
+    return {path.name for path in part.iterdir()}

@@ -8,6 +8,7 @@ jobs go on; each job keeps its place by the time of its submission; progress sta
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
 
@@ -16,6 +17,8 @@ from app.job_board import JobBoard
 from app.model_files.shelf import ModelShelf
 from app.model_files.state import ModelFiles
 from app.scheduling.schedule import Entry
+
+_log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
 _TELL_SECONDS = 1.0
@@ -76,7 +79,12 @@ class Arrivals:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             for entry in self.entries():
-                self._look(entry)
+                try:
+                    self._look(entry)
+                except Exception:  # one job must not keep all others waiting
+                    _log.exception("job %s", entry.job.id)
+                    self.drop(entry.job.id)
+                    self._fail(entry, EaselError("The server made a mistake; its log says more."))
 
     def _look(self, entry: Entry) -> None:
         model = entry.card.id

@@ -18,7 +18,7 @@ from app.domain.errors import EaselError
 from app.domain.events import ImageFinished, Waited
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
-from app.domain.request import Arguments, GenerationRequest
+from app.domain.request import GenerationRequest
 from app.scheduling.batch_profile import BatchProfile, profile_of
 from app.scheduling.expectations import Expectations, device_kind
 from app.workers.base import RunSpec, SlotInfo, WorkerLost, WorkerPool
@@ -77,7 +77,7 @@ async def warm_up(
     device = device_kind(slot.device)
     for card in cards:
         await pool.call(slot.id, "load", card)
-        wish = card.resolve(Arguments(prompt="a warm-up"), draw_seed=lambda: 0)
+        wish = card.resolve(card.usual("a warm-up"), draw_seed=lambda: 0)
         if expectations.profiles.wants(card.id, device, *card.defaults.size):
             try:
                 await measure_batches(pool, slot, card, expectations)

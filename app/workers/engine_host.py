@@ -11,7 +11,7 @@ import msgspec
 from app.domain.errors import ModelUnavailable
 from app.domain.events import EngineEvent, ImageFinished, PhaseStarted, Waited
 from app.domain.model_card import ModelCard
-from app.domain.request import Arguments, GenerationRequest
+from app.domain.request import GenerationRequest
 from app.engines.base import ALONE, Engine, Enlarging, Report, Sharing
 from app.engines.turnstile import Turnstile
 from app.workers.budget import Budget
@@ -141,7 +141,7 @@ class EngineHost:
 
     def profile(self, card: ModelCard) -> Mapping[int, float]:
         """Load the model if need be and measure forwards for pictures of its default size."""
-        wish = card.resolve(Arguments(prompt="a warm-up"), draw_seed=lambda: 0)
+        wish = card.resolve(card.usual("a warm-up"), draw_seed=lambda: 0)
         with self._using(card) as engine:
             return engine.profile(wish)
 

@@ -137,8 +137,12 @@ def _environment(device: str) -> dict[str, str]:
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+        "USE_HUB_KERNELS": "NO",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    environment.pop("HF_TOKEN", None)  # a worker fetches nothing
     # How long OpenMP's threads spin before they sleep: long enough for the gap between two kernels of
     # a small model (sleeping at once doubles the time of a picture), short enough not to fight other
     # programs for the cores (the default spins for milliseconds).

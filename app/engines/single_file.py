@@ -1,0 +1,76 @@
+"""Pipelines whose weights come in one file: a checkpoint, or a transformer alone, as GGUF too.
+
+All that is not in the file comes from the card's `base`, a diffusers folder: the configuration of every
+part, the tokenizers, and with a transformer alone the weights of the other parts as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, GGUFQuantizationConfig
+
+from app.domain.errors import ModelUnavailable
+from app.domain.model_card import ModelCard
+from app.model_files.folder import wrong_file
+
+_TRANSFORMER = "transformer"
+
+
+def load_single_file(
+    card: ModelCard,
+    kind: type[DiffusionPipeline],
+    dtype: torch.dtype,
+    parts: Mapping[str, Any],
+    rest: Callable[[], Mapping[str, Any]],
+) -> Any:
+    """The pipeline of the card's file. `parts` is the index of its base; `rest` loads those parts that
+    need care.
+
+    Raises ModelUnavailable, and whatever loaders raise.
+    """
+    file = Path(card.source)
+    if wrong := wrong_file(file):
+        raise ModelUnavailable(f"Model {card.id} cannot be loaded: {wrong}.")
+    quantised = file.suffix.lower() == ".gguf"
+    whole: Any = kind  # the library is not typed
+    if _TRANSFORMER in parts:
+        transformer = _transformer(card, parts[_TRANSFORMER], dtype, quantised=quantised)
+        pipeline = whole.from_pretrained(
+            card.base,
+            transformer=transformer,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **rest(),
+        )
+    elif quantised:
+        raise ModelUnavailable(f"Model {card.id} cannot be loaded: only transformers come as GGUF.")
+    else:
+        pipeline = whole.from_single_file(
+            card.source, config=card.base, dtype=dtype, local_files_only=True
+        )
+    for part in pipeline.components.values():
+        # What was not in the file is left without memory.
+        if isinstance(part, torch.nn.Module) and any(one.is_meta for one in part.parameters()):
+            raise ModelUnavailable(f"The weights of model {card.id} are not complete.")
+    return pipeline
+
+
+def _transformer(card: ModelCard, named: Any, dtype: torch.dtype, *, quantised: bool) -> Any:
+    kind: Any = getattr(diffusers, named[1], None) if named[0] == "diffusers" else None
+    if not (isinstance(kind, type) and hasattr(kind, "from_single_file")):
+        raise ModelUnavailable(f"The transformer of model {card.id} cannot come from one file.")
+    how = {"quantization_config": GGUFQuantizationConfig(compute_dtype=dtype)} if quantised else {}
+    return kind.from_single_file(
+        card.source,
+        config=card.base,
+        subfolder=_TRANSFORMER,
+        dtype=dtype,
+        local_files_only=True,
+        **how,
+    )
