@@ -195,17 +195,10 @@ class GpuScheduler:
         if (again := self._instead(entry, error, loading=True)) is not None:
             self._arrivals.add(self._entry(entry.job, again, entry.ticket.since, entry))
 
-    def _entry(
-        self,
-        job: Job,
-        choice: Choice,
-        since: float,
-        before: Entry | None = None,
-        died: bool = False,
-    ) -> Entry:
-        """An attempt at a job, after the one `before`, whose worker may have `died`."""
+    def _entry(self, job: Job, choice: Choice, since: float, before: Entry | None = None) -> Entry:
+        """An attempt at a job, after the one `before`."""
         terms, (card, request) = job.terms, choice
-        deaths = (before.deaths if before else 0) + died
+        deaths = before.deaths if before else 0
         device = self._schedule.device(self._pool.slots().values())
         card = self._shelf.local(card.id) or card
         self._expectations.memory(card, device)
@@ -227,11 +220,9 @@ class GpuScheduler:
             meter=ProgressMeter(since),
             ticket=ticket,
             fallback=before.fallback if before else Fallback([]),
-            attempt=job.attempt + 1
-            if before is None
-            else before.attempt + (before.run is not None),
+            attempt=before.attempt + (before.run is not None) if before else job.attempt + 1,
             deaths=deaths,
-            drawn_alone=died or (before.drawn_alone if before else job.attempt > 0),
+            drawn_alone=deaths > 0 or (before.drawn_alone if before else job.attempt > 0),
             expiry=before.expiry if before else None,
         )
 
@@ -296,10 +287,10 @@ class GpuScheduler:
         job, request = entry.job, entry.request
         device = device_kind(slot.device)
         self._board.publish(job.id, Started(slot.id, entry.attempt, request.model))
-        spec = self._schedule.spec(entry, slot, self._limits.stall_seconds)
+        spec = self._schedule.spec(entry, slot, self._limits.stall_seconds, self._shelf.local)
         run = entry.run = self._pool.run(slot.id, spec)
         limit = min(job.terms.timeout or math.inf, self._limits.generation_timeout)
-        again, died, seconds = None, False, None
+        again, seconds = None, None
         try:
             async with asyncio.timeout(limit) as clock:
                 run_clock = RunClock(clock)
@@ -324,9 +315,9 @@ class GpuScheduler:
             self._shelf.note(entry.card.id, error)
             again = self._instead(entry, error, loading=entry.meter.loading)
         except WorkerLost as loss:
-            died = entry.deaths + 1 < MAX_DEATHS and not entry.ended
+            entry.deaths += 1
             _log.warning("job %s lost its worker in attempt %d: %s", job.id, entry.attempt, loss)
-            if died:
+            if entry.deaths < MAX_DEATHS and not entry.ended:
                 again = entry.card, request
             else:
                 crashed = WorkerCrashed(f"The worker died {MAX_DEATHS} times over this job.")
@@ -338,7 +329,7 @@ class GpuScheduler:
             await run.aclose()
             self._schedule.end(entry, 0.0 if again else seconds)
             if again:  # with a fresh meter: its progress starts over
-                self._arrivals.add(self._entry(job, again, entry.ticket.since, entry, died))
+                self._arrivals.add(self._entry(job, again, entry.ticket.since, entry))
             if not self._closing:
                 self._dispatch()
 

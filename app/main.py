@@ -20,6 +20,7 @@ from app.archive import Archive
 from app.domain.events import NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
+from app.engines.upscaler_files import find_upscalers
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
 from app.gpu_scheduler import GpuScheduler
@@ -78,7 +79,13 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
     board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
     webhooks = Webhooks(settings.webhook_policy())
     board.observe(partial(_tell, webhooks))
-    shelf = open_shelf(settings, cards)
+    try:
+        upscalers = find_upscalers(settings.upscalers_dir or settings.data_dir / "upscalers")
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    if both := cards.keys() & upscalers.keys():
+        raise ConfigurationError(f"model {min(both)} has the name of an upscaler")
+    shelf = open_shelf(settings, {**cards, **{name: one.card for name, one in upscalers.items()}})
     times = PhaseTimes()
     pool = pool or LocalPool(
         settings.device_names(), capacity=settings.max_running, budget=settings.budget()
@@ -125,8 +132,9 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         board,
         archive,
         Presets(settings.data_dir / FILE_NAME),
-        shelf,
         load_styles(settings.styles_file),
+        upscalers,
+        shelf,
         check_webhook=webhooks.check,
         loader=Loader(pool, shelf, expectations),
         metadata=settings.metadata,
@@ -187,8 +195,8 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             vision.door(vision.Desk(service)),
             *jobs.HANDLERS,
             *pictures.HANDLERS,
-            *model_files.HANDLERS,
             *styles.HANDLERS,
+            *model_files.HANDLERS,
             *health.HANDLERS,
         ],
         lifespan=[parts],

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     port: int = Field(default=5199, ge=0, le=65535)
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("easel")))
     models_dir: Path = Field(default_factory=lambda: config_dir() / "models")
+    upscalers_dir: Path | None = None
     styles_file: Path = Field(default_factory=lambda: config_dir() / "styles.toml")
     default_model: str = "sketch"
     aliases: dict[str, str] = Field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.conftest import fake_settings
 from tests.gateway import Gateway, running_gateway
 from tests.pictures import colour_at, corners, from_base64
 
+BUNDLED = Path(__file__).parent.parent / "app" / "bundled_models" / "sketch"
 CONFIG = Path(__file__).parent.parent / "config" / "models"
 RED_CIRCLE = "a red circle on a white background"
 
@@ -59,11 +61,15 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     for name, text in {
         "sketch": SKETCH,
         "huge": HUGE,
-        "lost": lost("lost", '"gone", "sketch"'),
+        "lost": lost("lost", '"gone", "broken", "sketch"'),
+        "broken": lost("broken").replace("nowhere", "broken"),
         "gone": lost("gone"),
     }.items():
         (models / f"{name}.toml").write_text(text)
     write_weights_that_fit_nowhere(models / "huge")
+    shutil.copytree(BUNDLED, models / "broken")
+    config = models / "broken" / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"in_channels": 4', '"in_channels": 5'))
     environment = {"EASEL_MODELS_DIR": str(models), "EASEL_BATCHING": "false"}
     with running_gateway(tmp_path_factory.mktemp("data"), environment) as started:
         yield started
@@ -104,26 +110,29 @@ def test_the_next_that_can_be_loaded_draws_what_it_would_have_drawn(gateway: Gat
         found = client.get("/jobs", params={"model": "sketch", "size": "256x256"}).json()["jobs"]
         again = client.post(f"/jobs/{told['job_id']}/replay").json()
     assert (job["model"], job["requested_model"], job["size"]) == ("sketch", "lost", "256x256")
-    assert (job["status"], job["attempt"], job["seed"]) == ("succeeded", 1, 3)
+    assert (job["status"], job["attempt"], job["seed"]) == ("succeeded", 2, 3)
     assert job["id"] in [one["id"] for one in found]
     assert (again["model"], again["requested_model"]) == ("sketch", "lost")
     started = events(gateway, job["id"], "started")
-    assert [(one["attempt"], one["model"]) for one in started] == [(1, "sketch")]
+    assert [(one["attempt"], one["model"]) for one in started] == [
+        (1, "broken"),  # the folder of `lost` is not there, which needs no worker to see
+        (2, "sketch"),
+    ]
 
 
 def test_no_room_for_the_weights_leads_on_too(gateway: Gateway) -> None:
     told = draw(gateway, model="huge", steps=8).json()
     assert (told["model"], told["requested_model"]) == ("sketch", "huge")
     started = events(gateway, told["job_id"], "started")
-    assert [(one["attempt"], one["model"]) for one in started] == [(1, "huge"), (2, "sketch")]
+    assert [one["model"] for one in started] == ["huge", "sketch"]
     drawn = from_base64(told["data"][0]["b64_json"])
     assert (colour_at(drawn, 0.5, 0.5), corners(drawn)) == ("red", {"white"})
 
 
 def test_a_request_that_no_fallback_can_take_fails_with_the_first_error(gateway: Gateway) -> None:
-    answer = draw(gateway, model="lost", size="1024x1024")  # `gone` takes it, and is gone
+    answer = draw(gateway, model="lost", size="1024x1024")  # those that take it are gone
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_unavailable")
-    assert "odel lost" in answer.json()["error"]["message"]
+    assert "Model lost" in answer.json()["error"]["message"]
     with gateway.client() as client:
         job = client.get(f"/jobs/{answer.headers.get('x-easel-job') or newest(client)}").json()
     assert (job["status"], job["requested_model"]) == ("failed", "lost")

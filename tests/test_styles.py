@@ -178,7 +178,7 @@ def test_the_same_words_draw_the_same(gateway: Gateway) -> None:
         ("/v1/generate-image", {"style": "nonsense"}),
         ("/jobs", {"style": "nonsense"}),
         ("/estimate", {"style": "nonsense"}),
-        ("/sdapi/v1/txt2img", {"styles": ["ink", "nonsense"]}),
+        ("/sdapi/v1/txt2img", {"style": "nonsense"}),
     ],
 )
 def test_every_door_refuses_an_unknown_one(
@@ -198,7 +198,7 @@ def test_a_stream_tells_it_too(fake_gateway: Gateway) -> None:
 def test_a1111_takes_a_list_and_lists_them(fake_gateway: Gateway) -> None:
     with fake_gateway.client() as client:
         known = client.get("/sdapi/v1/prompt-styles").json()
-        body = {"prompt": "x", "styles": ["", "vivid", "flat"], "style": "line art"}
+        body = {"prompt": "x", "styles": ["", "Mine", "vivid", "flat"], "style": "line art"}
         told = client.post("/sdapi/v1/txt2img", json=body).json()
     assert [style["name"] for style in known] == list(BUNDLED)
     assert known[0] == {

@@ -110,6 +110,28 @@ class ModelList(msgspec.Struct):
     data: list[ModelShown]
 
 
+class StyleShown(msgspec.Struct):
+    id: str
+    title: str
+    aliases: list[str]
+    prefix: str
+    suffix: str
+    negative: str
+
+
+class UpscalerShown(msgspec.Struct):
+    id: str
+    scales: list[int]
+
+
+class UpscalerList(msgspec.Struct):
+    upscalers: list[UpscalerShown]
+
+
+class StyleList(msgspec.Struct):
+    styles: list[StyleShown]
+
+
 FilesState = Literal["bundled", "on_disk", "not_downloaded", "downloading", "unavailable"]
 
 
@@ -152,19 +174,6 @@ class Removed(msgspec.Struct):
     """How many bytes of the disk are free now."""
 
     freed: int
-
-
-class StyleShown(msgspec.Struct):
-    id: str
-    title: str
-    aliases: list[str]
-    prefix: str
-    suffix: str
-    negative: str
-
-
-class StyleList(msgspec.Struct):
-    styles: list[StyleShown]
 
 
 class JobError(msgspec.Struct):

@@ -137,7 +137,7 @@ class TextBody(PictureFields):
         given = self.to_arguments()
         return replace(
             given,
-            styles=(*given.styles, *filter(None, self.styles or ())),
+            styles=(*given.styles, *filter(console.service.styles.knows, self.styles or ())),
             model=card.id,
             n=(self.batch_size or 1) * (self.n_iter or 1),
             sampler=self._sampler_of(card),

@@ -272,6 +272,7 @@ def door(desk: Desk) -> Router:
 
 async def _answer(service: ImageService, job: Job) -> Json:
     drawn, image = job.request, job.images[0]
+    width, height = drawn.picture_sides
     began = ended = job.created
     async for numbered in service.follow(job.id):
         began = numbered.timestamp if isinstance(numbered.event, Started) else began
@@ -281,8 +282,8 @@ async def _answer(service: ImageService, job: Job) -> Json:
         "format": drawn.output_format,
         "prompt": drawn.prompt,
         "negative_prompt": drawn.negative_prompt,
-        "width": drawn.width,
-        "height": drawn.height,
+        "width": width,
+        "height": height,
         "num_inference_steps": drawn.num_inference_steps,
         "guidance_scale": drawn.guidance_scale,
         "seed": image.seed,

@@ -79,6 +79,8 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     styles: tuple[str, ...] = ()
     styled: tuple[str, ...] = ()
     requested_model: str = ""
+    upscale: int | None = None
+    upscaler: str | None = None
     webhook: str | None = None
     terms: Terms = Terms()
 
@@ -92,7 +94,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     and webp. `pipeline` is the diffusers class that the model's folder names. `previews` is how many
     unfinished pictures are shown of each image, evenly spread. `metadata` is whether the pictures
     tell how they were drawn. `styled` names the styles whose words are in the prompts.
-    `requested_model` is the name that was asked for, where another model draws.
+    `requested_model` is the name that was asked for, where another model draws. Pictures become
+    `upscale` times as large in the end, by `upscaler`; to "upscale" is to do only that, to `image`,
+    and then `width` and `height` are those of the end.
     """
 
     model: str
@@ -119,6 +123,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bool = True
     styled: tuple[str, ...] = ()
     requested_model: str = ""
+    upscale: int = 1
+    upscaler: str = ""
     image: bytes | None = None
     mask_image: bytes | None = None
 
@@ -155,6 +161,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> str:
         return f"{self.width}x{self.height}"
+
+    @property
+    def picture_sides(self) -> tuple[int, int]:
+        """Width and height of the pictures in the end."""
+        times = 1 if self.task == "upscale" else self.upscale
+        return self.width * times, self.height * times
 
     @property
     def asked(self) -> str:

@@ -74,6 +74,10 @@ class Styles(Mapping[str, Style]):
             negative = _listed(negative, style.negative)
         return replace(given, prompt=prompt, negative_prompt=negative, styles=(), styled=tuple(ids))
 
+    def knows(self, name: str) -> bool:
+        """Whether it is the id or another name of a style."""
+        return _spelled(name) in self._ids
+
     def _find(self, name: str) -> str:
         if (found := self._ids.get(_spelled(name))) is None:
             known = ", ".join(self._styles)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -121,8 +121,15 @@ class Schedule:
         self.running[job_id] = entry
         self._stale_at = 0.0
 
-    def spec(self, entry: Entry, slot: SlotInfo, stall_s: float) -> RunSpec:
+    def spec(
+        self,
+        entry: Entry,
+        slot: SlotInfo,
+        stall_s: float,
+        local: Callable[[str], ModelCard | None],
+    ) -> RunSpec:
         """What the slot is to run for a job that has started there."""
+        upscaler = entry.request.upscaler
         cap = self.expectations.cap(entry.request, device_kind(slot.device))
         return RunSpec(
             run_id=f"{entry.job.id}.{entry.attempt}",
@@ -131,6 +138,7 @@ class Schedule:
             card=entry.card,
             request=entry.request,
             sharing=Sharing(rank=entry.rank, batch=cap),
+            upscaler=local(upscaler) if upscaler else None,
             stall_s=stall_s,
         )
 

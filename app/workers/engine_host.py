@@ -6,10 +6,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from app.domain.events import PhaseStarted, Waited
+import msgspec
+
+from app.domain.errors import ModelUnavailable
+from app.domain.events import EngineEvent, ImageFinished, PhaseStarted, Waited
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest
-from app.engines.base import ALONE, Engine, Report, Sharing
+from app.engines.base import ALONE, Engine, Enlarging, Report, Sharing
 from app.engines.turnstile import Turnstile
 from app.workers.budget import Budget
 from app.workers.residency import Residency
@@ -25,6 +28,10 @@ def engine_for(card: ModelCard, turnstile: Turnstile) -> Engine:
         from app.engines.fake import FakeEngine
 
         return FakeEngine(turnstile)
+    if card.family == "upscaler":
+        from app.engines.upscaler import Upscaler
+
+        return Upscaler(turnstile)
     from app.engines import diffusion_transformer, flux, stable_diffusion
     from app.engines.diffusers_engine import DiffusersEngine
 
@@ -88,8 +95,33 @@ class EngineHost:
         request: GenerationRequest,
         report: Report,
         sharing: Sharing = ALONE,
+        upscaler: ModelCard | None = None,
     ) -> None:
-        """Bring the model if need be and draw. Raises what `Engine.load` and `.generate` raise."""
+        """Bring the model if need be and draw; then the same with the `upscaler`, for each picture.
+
+        Raises what `Engine.load` and `.generate` raise.
+        """
+        if upscaler is None:
+            self._draw(card, request, report, sharing)
+            return
+        drawn: list[ImageFinished] = []
+
+        def keep(event: EngineEvent) -> None:
+            if isinstance(event, ImageFinished):
+                drawn.append(event)
+            report(Waited() if isinstance(event, ImageFinished) else event)
+
+        small = msgspec.structs.replace(request, output_format="png", upscale=1, upscaler="")
+        self._draw(card, small, keep, sharing)
+        with self._using(upscaler, lambda: report(Waited())) as engine:
+            if not isinstance(engine, Enlarging):
+                raise ModelUnavailable(f"Model {upscaler.id} is no upscaler.")
+            for image in drawn:
+                engine.enlarge(image, request, report, sharing)
+
+    def _draw(
+        self, card: ModelCard, request: GenerationRequest, report: Report, sharing: Sharing
+    ) -> None:
         report(PhaseStarted("initializing"))
         report(PhaseStarted("loading_model"))
         with self._using(card, lambda: report(Waited())) as engine:

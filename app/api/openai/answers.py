@@ -42,7 +42,7 @@ def settings_of(job: Job, quality: str | None) -> dict[str, Any]:
     """What was really drawn; OpenAI's types want concrete words here, never "auto"."""
     request = job.request
     return {
-        "size": request.size,
+        "size": "{}x{}".format(*request.picture_sides),
         "output_format": request.output_format,
         "background": "opaque",
         "quality": quality if quality in ("low", "medium", "high") else "medium",
