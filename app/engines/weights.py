@@ -35,8 +35,11 @@ _DTYPES = {
 }
 
 
-def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -> Any:
-    """The pipeline of class `kind` in the card's folder or file, on `device`, ready to draw.
+def load_pipeline(
+    card: ModelCard, kind: type[DiffusionPipeline], device: str, *, in_turn: bool = False
+) -> Any:
+    """The pipeline of class `kind` in the card's folder or file, on `device`, ready to draw; or, where
+    its parts are to come there `in_turn`, in the machine's memory.
 
     Raises:
         ModelUnavailable: the folder is missing, incomplete, damaged, of another class, or holds
@@ -59,7 +62,7 @@ def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -
                 local_files_only=True,
                 **rest(),
             )
-        pipeline.to(device)
+        pipeline.to("cpu" if in_turn else device)
     except EaselError:
         raise
     except torch.OutOfMemoryError as error:
