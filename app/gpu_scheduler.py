@@ -42,12 +42,12 @@ from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
 from app.domain.request import GenerationRequest, Terms
-from app.engines.base import Sharing
 from app.job_board import JobBoard
 from app.model_files.shelf import ModelShelf
 from app.scheduling.arrivals import Arrivals
 from app.scheduling.expectations import Expectations, device_kind
 from app.scheduling.fair_queue import FairQueue, Ticket
+from app.scheduling.fallback import Choice, Fallback
 from app.scheduling.forecast import Outlook
 from app.scheduling.limits import SchedulerLimits
 from app.scheduling.queue_news import QueueNews
@@ -56,7 +56,7 @@ from app.scheduling.run_clock import RunClock
 from app.scheduling.schedule import Entry, Estimate, Schedule
 from app.scheduling.warm_up import WarmUps
 from app.store.pictures import PictureStore, StoredImage
-from app.workers.base import RunSpec, SlotInfo, WorkerLost, WorkerPool
+from app.workers.base import SlotInfo, WorkerLost, WorkerPool
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class GpuScheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = QueueNews(self._schedule, board, pool.slots, self._warm_ups.going)
         self._arrivals = Arrivals(
-            shelf, board, rest=self._seconds_of, admit=self._admit, fail=self._fail
+            shelf, board, self._outlooks, admit=self._admit, fail=self._cannot_come
         )
         shelf.busy = lambda: self._schedule.models(pool.slots()) | self._arrivals.models()
         self._room = QueueRoom(limits.max_queue, self.waiting, self._until_one_starts)
@@ -161,20 +161,20 @@ class GpuScheduler:
 
     def _until_one_starts(self) -> float:
         """Seconds until the first of those that wait starts."""
-        outlooks = self._outlooks()
-        return min((outlooks[job_id].start for job_id in self._schedule.waiting), default=1.0)
+        starts = self._outlooks()
+        return min((starts[job_id].start for job_id in self._schedule.waiting), default=1.0)
 
     def _outlooks(self, guest: Entry | None = None) -> dict[str, Outlook]:
         now, warming = time.monotonic(), self._warm_ups.going()
         return self._schedule.outlooks(self._pool.slots(), warming, now, guest)
 
-    def submit(self, job: Job, card: ModelCard) -> None:
-        """Queue a job that is on the board: a new one, or one that an earlier process has left.
-
-        Raises ShuttingDown; then the job has ended.
+    def submit(self, job: Job, card: ModelCard, instead: Iterable[Choice] = ()) -> None:
+        """Queue a job that is on the board, new or left by an earlier process; `instead` is drawn when
+        its model cannot be loaded. Raises ShuttingDown; then the job has ended.
         """
         age = max(0.0, time.time() - job.created)
-        entry = self._entry(job, card, time.monotonic() - age, job.attempt + 1)
+        entry = self._entry(job, (card, job.request), time.monotonic() - age)
+        entry.fallback.choices.extend(instead)
         if self._closing:
             late = ShuttingDown("The server is shutting down.")
             self._fail(entry, late)
@@ -186,20 +186,19 @@ class GpuScheduler:
 
     def _admit(self, entry: Entry) -> None:
         """The files of its model are here: the job is queued."""
-        if entry.meter.floor > 0.0:  # they were not when it came
-            self._expectations.forget_memory(entry.card.id)
         self._schedule.add(entry)
         self._news.tell(at_once=True)
         self._dispatch()
 
-    def _seconds_of(self, entry: Entry) -> float:
-        """Until the end of a job that would be queued now."""
-        return self._outlooks(entry)[entry.job.id].end
+    def _cannot_come(self, entry: Entry, error: EaselError) -> None:
+        """Its model's files are not here and will not come."""
+        if (again := self._instead(entry, error, loading=True)) is not None:
+            self._arrivals.add(self._entry(entry.job, again, entry.ticket.since, entry))
 
-    def _entry(
-        self, job: Job, card: ModelCard, since: float, attempt: int = 1, deaths: int = 0
-    ) -> Entry:
-        terms = job.terms
+    def _entry(self, job: Job, choice: Choice, since: float, before: Entry | None = None) -> Entry:
+        """An attempt at a job, after the one `before`."""
+        terms, (card, request) = job.terms, choice
+        deaths = before.deaths if before else 0
         device = self._schedule.device(self._pool.slots().values())
         card = self._shelf.local(card.id) or card
         self._expectations.memory(card, device)
@@ -208,8 +207,8 @@ class GpuScheduler:
             owner=job.owner,
             model=card.id,
             since=since,
-            seconds=self._expectations.seconds(job.request, device),
-            load=self._expectations.load(job.request, device),
+            seconds=self._expectations.seconds(request, device),
+            load=self._expectations.load(request, device),
             background=terms.priority == "background",
             deadline=None if terms.deadline is None else since + terms.deadline,
             again=deaths > 0,
@@ -217,10 +216,14 @@ class GpuScheduler:
         return Entry(
             job=job,
             card=card,
+            request=request,
             meter=ProgressMeter(since),
             ticket=ticket,
-            attempt=attempt,
+            fallback=before.fallback if before else Fallback([]),
+            attempt=before.attempt + (before.run is not None) if before else job.attempt + 1,
             deaths=deaths,
+            drawn_alone=deaths > 0 or (before.drawn_alone if before else job.attempt > 0),
+            expiry=before.expiry if before else None,
         )
 
     async def cancel(self, job_id: str) -> None:
@@ -246,8 +249,7 @@ class GpuScheduler:
         self, request: GenerationRequest, card: ModelCard, *, owner: str, terms: Terms
     ) -> Estimate:
         """What a job submitted now could expect."""
-        now = time.monotonic()
-        unix = time.time()
+        now, unix = time.monotonic(), time.time()
         guest = Job(
             id="guest",
             owner=owner,
@@ -257,9 +259,8 @@ class GpuScheduler:
             changed=unix,
             terms=terms,
         )
-        return self._schedule.estimate(
-            self._entry(guest, card, now), self._pool.slots(), self._warm_ups.going(), now
-        )
+        entry, slots = self._entry(guest, (card, request), now), self._pool.slots()
+        return self._schedule.estimate(entry, slots, self._warm_ups.going(), now)
 
     # -- who is next -------------------------------------------------------------------------------
 
@@ -283,12 +284,13 @@ class GpuScheduler:
     # -- seeing a job through ----------------------------------------------------------------------
 
     async def _draw(self, entry: Entry, slot: SlotInfo) -> None:
-        job, request = entry.job, entry.job.request
+        job, request = entry.job, entry.request
         device = device_kind(slot.device)
-        self._board.publish(job.id, Started(slot.id, entry.attempt))
-        run = entry.run = self._pool.run(slot.id, self._spec(entry, slot, device))
+        self._board.publish(job.id, Started(slot.id, entry.attempt, request.model))
+        spec = self._schedule.spec(entry, slot, self._limits.stall_seconds, self._shelf.local)
+        run = entry.run = self._pool.run(slot.id, spec)
         limit = min(job.terms.timeout or math.inf, self._limits.generation_timeout)
-        retry, seconds = False, None
+        again, seconds = None, None
         try:
             async with asyncio.timeout(limit) as clock:
                 run_clock = RunClock(clock)
@@ -311,35 +313,32 @@ class GpuScheduler:
             self._fail(entry, TimedOut(f"Drawing took longer than the {limit:g} s allowed."))
         except EaselError as error:
             self._shelf.note(entry.card.id, error)
-            self._fail(entry, error)
+            again = self._instead(entry, error, loading=entry.meter.loading)
         except WorkerLost as loss:
-            retry = entry.deaths + 1 < MAX_DEATHS and not entry.ended
+            entry.deaths += 1
             _log.warning("job %s lost its worker in attempt %d: %s", job.id, entry.attempt, loss)
-            if not retry:
-                died = WorkerCrashed(f"The worker died {MAX_DEATHS} times over this job.")
-                self._fail(entry, died)
+            if entry.deaths < MAX_DEATHS and not entry.ended:
+                again = entry.card, request
+            else:
+                crashed = WorkerCrashed(f"The worker died {MAX_DEATHS} times over this job.")
+                self._fail(entry, crashed)
         except Exception:
             _log.exception("job %s", job.id)
             self._fail(entry, EaselError("The server made a mistake; its log says more."))
         finally:
             await run.aclose()
-            self._schedule.end(entry, 0.0 if retry else seconds)
-            if retry:
-                self._again(entry)
+            self._schedule.end(entry, 0.0 if again else seconds)
+            if again:  # with a fresh meter: its progress starts over
+                self._arrivals.add(self._entry(job, again, entry.ticket.since, entry))
             if not self._closing:
                 self._dispatch()
 
-    def _spec(self, entry: Entry, slot: SlotInfo, device: str) -> RunSpec:
-        cap = self._expectations.cap(entry.job.request, device)
-        return RunSpec(
-            run_id=f"{entry.job.id}.{entry.attempt}",
-            attempt=entry.attempt,
-            epoch=slot.epoch,
-            card=entry.card,
-            request=entry.job.request,
-            sharing=Sharing(rank=entry.rank, batch=cap),
-            stall_s=self._limits.stall_seconds,
-        )
+    def _instead(self, entry: Entry, error: EaselError, *, loading: bool) -> Choice | None:
+        """What is to be drawn after a run has failed; nothing, and the job has failed as well."""
+        then = entry.fallback.after(error, loading=loading and not entry.ended)
+        if isinstance(then, EaselError):
+            self._fail(entry, then)
+        return None if isinstance(then, EaselError) else then
 
     async def _observe(self, entry: Entry, event: EngineEvent) -> None:
         if isinstance(event, Waited):
@@ -374,14 +373,6 @@ class GpuScheduler:
             entry.expiry.cancel()
         entry.ended = True
         self._board.publish(entry.job.id, event)
-
-    def _again(self, entry: Entry) -> None:
-        """A second attempt, first in line, with a fresh meter: its progress starts over."""
-        again = self._entry(
-            entry.job, entry.card, entry.ticket.since, entry.attempt + 1, entry.deaths + 1
-        )
-        again.expiry = entry.expiry
-        self._schedule.add(again)
 
     # -- workers -----------------------------------------------------------------------------------
 

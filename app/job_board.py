@@ -101,6 +101,7 @@ class JobBoard:
         digest: str = "",
         key: str | None = None,
         webhook: str | None = None,
+        instead: tuple[GenerationRequest, ...] = (),
     ) -> Job:
         """A new job, which is stored when this returns. Raises StoreUnavailable, StorageFull."""
         now = self._clock()
@@ -116,6 +117,7 @@ class JobBoard:
             digest=digest,
             key=key,
             webhook=webhook,
+            instead=instead,
         )
         await self._store.accept(job)
         self._entries[job.id] = _Entry(job)

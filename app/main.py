@@ -13,13 +13,14 @@ from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, vision
+from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, styles, vision
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
 from app.archive import Archive
 from app.domain.events import NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
+from app.engines.upscaler_files import find_upscalers
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
 from app.gpu_scheduler import GpuScheduler
@@ -31,10 +32,10 @@ from app.presets import FILE_NAME, Presets
 from app.scheduling.batch_profile import BatchProfiles
 from app.scheduling.expectations import Expectations
 from app.scheduling.limits import SchedulerLimits
-from app.scheduling.loading import bring
+from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
 from app.service import ImageService
-from app.settings import BUNDLED, ConfigurationError, Settings, load_cards
+from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
@@ -78,19 +79,26 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
     board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
     webhooks = Webhooks(settings.webhook_policy())
     board.observe(partial(_tell, webhooks))
-    shelf = open_shelf(settings, cards)
+    try:
+        upscalers = find_upscalers(settings.upscalers_dir or settings.data_dir / "upscalers")
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    if both := cards.keys() & upscalers.keys():
+        raise ConfigurationError(f"model {min(both)} has the name of an upscaler")
+    shelf = open_shelf(settings, {**cards, **{name: one.card for name, one in upscalers.items()}})
     times = PhaseTimes()
     pool = pool or LocalPool(
         settings.device_names(), capacity=settings.max_running, budget=settings.budget()
     )
+    expectations = Expectations(
+        times,
+        BatchProfiles(settings.data_dir / "batch_profiles.json", enabled=settings.batching),
+        weight_bytes,
+    )
     scheduler = GpuScheduler(
         pool,
         board,
-        Expectations(
-            times,
-            BatchProfiles(settings.data_dir / "batch_profiles.json", enabled=settings.batching),
-            weight_bytes,
-        ),
+        expectations,
         stored,
         shelf,
         SchedulerLimits(
@@ -124,9 +132,11 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         board,
         archive,
         Presets(settings.data_dir / FILE_NAME),
+        load_styles(settings.styles_file),
+        upscalers,
         shelf,
         check_webhook=webhooks.check,
-        load=partial(bring, pool),
+        loader=Loader(pool, shelf, expectations),
         metadata=settings.metadata,
     )
     housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
@@ -185,6 +195,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             vision.door(vision.Desk(service)),
             *jobs.HANDLERS,
             *pictures.HANDLERS,
+            *styles.HANDLERS,
             *model_files.HANDLERS,
             *health.HANDLERS,
         ],

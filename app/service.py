@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,9 +22,12 @@ from app.domain.errors import (
     WorkerCrashed,
 )
 from app.domain.events import Failed, NumberedEvent
+from app.domain.fallback import chain
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
-from app.domain.request import SEED_LIMIT, Arguments, GenerationRequest, replay
+from app.domain.request import AUTO, SEED_LIMIT, Arguments, GenerationRequest, replay
+from app.domain.style import Styles
+from app.domain.upscaling import Upscalers, enlarging, with_upscaling
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
@@ -32,6 +35,7 @@ from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
 from app.scheduling.expectations import device_kind
+from app.scheduling.loading import Loader
 from app.scheduling.schedule import Estimate
 from app.store.history import Wanted
 from app.store.pictures import StoredImage
@@ -62,10 +66,12 @@ class ImageService:
         board: JobBoard,
         archive: Archive,
         presets: Presets,
+        styles: Styles,
+        upscalers: Upscalers,
         shelf: ModelShelf,
         *,
         check_webhook: Callable[[str], None],
-        load: Callable[[ModelCard], Awaitable[None]],
+        loader: Loader,
         metadata: bool = True,
     ) -> None:
         self._cards = cards
@@ -75,9 +81,12 @@ class ImageService:
         self._board = board
         self.archive = archive
         self._presets = presets
+        self.styles = styles
+        self.upscalers = upscalers
+        self._all = {**cards, **{name: one.card for name, one in upscalers.items()}}
         self.shelf = shelf
         self._check_webhook = check_webhook
-        self._load = load
+        self._loader = loader
         self._metadata = metadata
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
@@ -121,22 +130,46 @@ class ImageService:
 
     async def load(self, card: ModelCard) -> None:
         """Have a worker hold the model. Raises Unavailable, TimedOut, and what `Engine.load` raises."""
-        await self._load(card)
+        await self._loader.bring(self._here(card))
 
     # -- jobs --------------------------------------------------------------------------------------
 
     def resolve(self, given: Arguments, family: str | None = None) -> GenerationRequest:
-        """The request that a submission would draw. Raises InvalidRequest."""
-        card = self.model(given.model, family)
+        """The request that a submission would draw. An upscaler as model enlarges the given picture.
+
+        Raises InvalidRequest.
+        """
+        upscaler = self.upscalers.get(given.model or "")
+        if given.image is not None and upscaler is not None:
+            return enlarging(upscaler, given, metadata=self._metadata)
+        if given.model == AUTO and AUTO not in self._names:
+            return self._chosen(given, family)
+        return self._resolved(self.model(given.model, family), given)
+
+    def _chosen(self, given: Arguments, family: str | None) -> GenerationRequest:
+        """The request to the model that will have it drawn soonest: of those that are here, can take it
+        and fit somewhere, one that is held, or else the default model, or else any."""
+        given = msgspec.structs.replace(given, requested_model=AUTO)
+        default, held = self.model(None, family), self._loader.held()
+        cards = [card for card in self._cards.values() if family in (None, card.family)]
+        for card in sorted(cards, key=lambda one: (one.id not in held, one is not default)):
+            if self.shelf.local(card.id) is not None and self._loader.fits(self._here(card)):
+                with suppress(InvalidRequest):
+                    return self._resolved(card, given)
+        return self._resolved(default, given)
+
+    def _resolved(self, card: ModelCard, given: Arguments) -> GenerationRequest:
+        given = self.styles.onto(given, card.defaults.negative_prompt)
         request = card.resolve(
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
         )
         technique = self._presets.technique(self._here(card), self._device, request.preset)
-        return msgspec.structs.replace(request, technique=technique)
+        request = msgspec.structs.replace(request, technique=technique)
+        return with_upscaling(request, given, self.upscalers)
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
         """Names of fields that were given and that the model of `request` has no use for."""
-        return self._cards[request.model].unused(given, request)
+        return self._all[request.model].unused(given, request)
 
     def presets(self, card: ModelCard) -> dict[str, dict[str, Any]]:
         """The presets that the model has here, and what was measured of each."""
@@ -148,7 +181,7 @@ class ImageService:
 
     def preset_of(self, request: GenerationRequest) -> dict[str, Any]:
         """How a request is drawn: its preset, the technique, and what was measured of that."""
-        figures = self.presets(self._cards[request.model]).get(request.preset, {})
+        figures = self.presets(self._all[request.model]).get(request.preset, {})
         if figures.get("technique") != request.technique:  # calibrated anew meanwhile
             figures = {}
         return {"preset": request.preset, **figures, "technique": request.technique}
@@ -188,10 +221,35 @@ class ImageService:
                 digest=attempt.digest if attempt else "",
                 key=attempt.key if attempt else None,
                 webhook=given.webhook,
+                instead=self._instead(given, request),
             )
         self._attendance.grant(job.id, grace)
-        self._scheduler.submit(job, self._cards[request.model])
+        self._queue(job)
         return job
+
+    def _instead(
+        self, given: Arguments, request: GenerationRequest
+    ) -> tuple[GenerationRequest, ...]:
+        """The same wish to each model that draws when the request's own cannot be loaded, as far as
+        that one can take it; without pictures."""
+        wishes: list[GenerationRequest] = []
+        wish = msgspec.structs.replace(given, seed=request.seed, requested_model=request.asked)
+        for name in chain(self._all, request.model):
+            with suppress(InvalidRequest):
+                other = self._resolved(self._cards[name], wish)
+                wishes.append(other.without_pictures())
+        return tuple(wishes)
+
+    def _queue(self, job: Job) -> None:
+        """Hand a job to the scheduler, with what is left to draw in its place."""
+        models = [request.model for request in job.instead]
+        tried = models.index(job.request.model) + 1 if job.request.model in models else 0
+        instead = [
+            (self._cards[request.model], request.with_pictures_of(job.request))
+            for request in job.instead[tried:]
+            if request.model in self._cards
+        ]
+        self._scheduler.submit(job, self._all[job.request.model], instead)
 
     async def submit_once(
         self, attempt: Attempt, given: Arguments, *, door: str, grace: float = 0.0
@@ -224,8 +282,8 @@ class ImageService:
         """
         await self._remember_requests()
         for job in await self._board.unfinished():
-            card = self._cards.get(job.request.model)
-            if card is None:
+            needed = {job.request.model, job.request.upscaler or job.request.model}
+            if not needed <= self._all.keys():
                 gone = ModelUnavailable("The model of this job is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))
             elif job.attempt >= _MAX_STARTS:
@@ -233,7 +291,7 @@ class ImageService:
                 self._board.publish(job.id, Failed(died.code, died.message))
             else:
                 self._attendance.grant(job.id, job.grace)
-                self._scheduler.submit(job, card)
+                self._queue(job)
                 self.attend(job)
                 await self.leave(job)  # its client went with the connection
 
@@ -260,7 +318,7 @@ class ImageService:
     def estimate(self, given: Arguments, *, owner: str) -> tuple[GenerationRequest, Estimate]:
         """What would be drawn, when it would be done and what it takes. Raises InvalidRequest."""
         request = self.resolve(given)
-        card = self._cards[request.model]
+        card = self._all[request.model]
         expected = self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
         coming = self.shelf.state(card.id).seconds_left or 0.0
         return request, msgspec.structs.replace(

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import ByteSize, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
+from pydantic import (
+    ByteSize,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -17,8 +26,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from app.domain.fallback import chain
 from app.domain.model_card import ModelCard
 from app.domain.model_source import HUB
+from app.domain.style import Style, Styles
 from app.store.history import Limits
 from app.webhooks.policy import WebhookPolicy
 from app.workers.budget import Budget
@@ -28,6 +39,8 @@ BUNDLED = _PACKAGE / "bundled_models"
 
 Share = Literal["auto"] | Annotated[ByteSize, Field(gt=0)]
 """Bytes ("12GB", "900MiB", a number), or a part of what there is."""
+
+StyleId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
 class ConfigurationError(Exception):
@@ -51,6 +64,8 @@ class Settings(BaseSettings):
     port: int = Field(default=5199, ge=0, le=65535)
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("easel")))
     models_dir: Path = Field(default_factory=lambda: config_dir() / "models")
+    upscalers_dir: Path | None = None
+    styles_file: Path = Field(default_factory=lambda: config_dir() / "styles.toml")
     default_model: str = "sketch"
     aliases: dict[str, str] = Field(default_factory=dict)
     foreign_models: tuple[str, ...] = ("dall-e-*", "gpt-image-*", "chatgpt-image-*")
@@ -177,7 +192,23 @@ def load_cards(folder: Path) -> dict[str, ModelCard]:
         cards[card.id] = card.model_copy(update=sources)
     if not cards:
         raise ConfigurationError(f"there is no model card in {folder}")
+    try:
+        for name in cards:
+            chain(cards, name)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     return cards
+
+
+def load_styles(file: Path) -> Styles:
+    """All styles in the file; none where there is no such file. Raises ConfigurationError."""
+    try:
+        found = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+        return Styles(TypeAdapter(dict[StyleId, Style]).validate_python(found))
+    except ValidationError as error:
+        raise ConfigurationError(f"{file.name}: {_mistakes(error)}") from error
+    except (ValueError, OSError) as error:  # no TOML, no UTF-8, two of one name
+        raise ConfigurationError(f"{file.name}: {error}") from error
 
 
 def _mistakes(error: Exception) -> str:

@@ -56,7 +56,9 @@ def test_generate_says_what_is_wrong(tmp_path: Path) -> None:
 
 def test_models_lists_the_cards(tmp_path: Path) -> None:
     done = easel("models", "--json", folder=tmp_path, PYTHONPATH=python_path())
-    assert {card["id"] for card in json.loads(done.stdout)} == {"sketch", "sketch-flux"}
+    told = {card["id"]: card["state"] for card in json.loads(done.stdout)}
+    assert {name for name, state in told.items() if state == "bundled"} == {"sketch", "sketch-flux"}
+    assert told["sdxl"] == "not_downloaded"
 
 
 @pytest.mark.parametrize(

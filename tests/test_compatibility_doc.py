@@ -23,6 +23,7 @@ OPENAI = {
     "response_format",
     "stream",
     "partial_images",
+    "style",
 }
 """Fields that OpenAI has as well; what else a body takes is Easel's own."""
 

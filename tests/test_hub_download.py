@@ -105,6 +105,7 @@ def test_a_server_without_ranges_sends_everything_again(tmp_path: Path, mirror: 
     mirror.cuts[UNET] = [1_000_000]
     seen = pulled(shelf_of(tmp_path, hub_card()))
     assert seen[-1].state == "on_disk"
+    assert len(mirror.ranges(UNET)) == 2  # and what it sent was not taken for damaged
     counts = [state.bytes_done for state in seen if state.bytes_total]
     assert counts == sorted(counts)
 

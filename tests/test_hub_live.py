@@ -197,6 +197,14 @@ def test_only_pulls_fetch_where_the_settings_say_so(tmp_path: Path, hub: Mirror)
             assert drawn.status_code == 200
 
 
+def test_a_model_can_be_fetched_and_held_before_its_first_job(tmp_path: Path, hub: Mirror) -> None:
+    with gateway_with(tmp_path, hub) as gateway, gateway.client() as client:
+        loaded = client.post("/v1/load-model", params={"model_name": "lab/painter"})
+        assert loaded.status_code == 200, loaded.text
+        assert client.get("/models/lab/painter/status").json()["state"] == "on_disk"
+        assert "lab/painter" in client.get("/ready").json()["workers"][0]["models"]
+
+
 def test_who_leaves_stops_the_download_that_only_he_wanted(tmp_path: Path, hub: Mirror) -> None:
     hub.rate = 1e6
     with gateway_with(tmp_path, hub) as gateway, gateway.client() as client:
@@ -219,6 +227,11 @@ def test_the_shell_fetches_lists_and_removes_without_a_server(tmp_path: Path, hu
     assert "not downloaded" in _easel("models", **given)
     hub.statuses = [404]
     assert "does not exist" in _easel("models", "pull", "lab/painter", status=1, **given)
+    picture = tmp_path / "picture.png"
+    drawing = ("generate", "a red circle", "--model", "lab/painter", "-o", str(picture))
+    assert "seed" in _easel(*drawing, **given)
+    assert picture.stat().st_size > 1000
+    assert "on disk" in _easel("models", **given)
 
 
 def _easel(*arguments: str, status: int = 0, **given: Any) -> str:

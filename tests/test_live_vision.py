@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from app import __version__
-from tests.gateway import Gateway
+from tests.conftest import fake_settings
+from tests.gateway import Gateway, running_gateway
 from tests.pictures import colour_at, corners, from_base64, pixels
 
 RED_CIRCLE = "a red circle on a white background"
@@ -274,9 +275,6 @@ def test_each_message_comes_when_it_happens(fake_gateway: Gateway) -> None:
 def test_loading_is_told_of_a_model_that_is_not_there_and_of_no_other(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    from tests.conftest import fake_settings
-    from tests.gateway import running_gateway
-
     data = tmp_path_factory.mktemp("data")
     with running_gateway(data, fake_settings()) as fresh, listening(fresh) as listener:
         first, second = (draw(fresh, **SLOW, steps=1).json()["job_id"] for _ in range(2))
@@ -316,19 +314,14 @@ def test_who_waits_and_who_fails_is_told(fake_gateway: Gateway) -> None:
 
 
 def test_messages_are_the_callers_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from tests.conftest import fake_settings
-    from tests.gateway import running_gateway
-
     environment = {**fake_settings(), "EASEL_TRUST_USER_HEADER": "true"}
+    data, body, hers = tmp_path_factory.mktemp("data"), {"prompt": "x"}, "x-openwebui-user-id"
     with (
-        running_gateway(tmp_path_factory.mktemp("data"), environment) as shared,
+        running_gateway(data, environment) as shared,
         listening(shared, "ann") as ann,
         listening(shared, "bob") as bob,
     ):
         with shared.client() as client:
-            answer = client.post(
-                "/generate", json={"prompt": "x"}, headers={"x-openwebui-user-id": "ann"}
-            )
-        job = answer.json()["job_id"]
+            job = client.post("/generate", json=body, headers={hers: "ann"}).json()["job_id"]
         ann.until(lambda one: len(one.of(job)) >= 3)
         assert bob.heard == []

@@ -37,7 +37,7 @@ def chosen(needs: Needs, vram: float, ram: float, side: int = 1024) -> Plan:
         (24, 64, "group_offload", "bfloat16"),
         (6, 64, "group_offload", "bfloat16"),
         (24, 32, "resident", "int8"),
-        (14, 32, "model_offload", "int8"),
+        (15, 32, "model_offload", "int8"),
         (14, 16, "resident", "nf4"),
         (10, 16, "model_offload", "nf4"),
     ],

@@ -55,6 +55,7 @@ _OPENAI: dict[tuple[str, str], set[int]] = {
     ("POST", "/images/generations/stream"): _SUBMITS | {200},
     ("POST", "/images/edits"): _WAITS,
     ("POST", "/images/variations"): _WAITS,
+    ("POST", "/images/upscale"): _WAITS,
     ("GET", "/models"): {200, 500},
     ("GET", "/models/{model_id}"): {200, 404, 500},
 }
@@ -78,7 +79,7 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     **{("POST", f"/generate{end}/stream"): _SUBMITS | {200} for end in ("", "/stable", "/flux")},
     **{
         ("GET", f"/sdapi/v1/{name}"): {200, 500}
-        for name in ("options", "sd-models", "samplers", "schedulers")
+        for name in ("options", "sd-models", "samplers", "schedulers", "prompt-styles")
     },
     ("POST", "/sdapi/v1/options"): _BODY | {200},
     ("POST", "/sdapi/v1/txt2img"): _WAITS,
@@ -105,6 +106,8 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     ("GET", "/images/{image_id}/thumbnail"): _STORED | {404},
     ("PUT", "/images/{image_id}/favourite"): _STORED | {404},
     ("DELETE", "/images/{image_id}/favourite"): _STORED | {404},
+    ("GET", "/styles"): {200, 500},
+    ("GET", "/v1/images/upscalers"): {200, 500},
     ("GET", "/stats"): _STORED | {400},
     ("POST", "/estimate"): _BODY | {200, 404},
     ("GET", "/health"): {200, 500},
@@ -247,7 +250,7 @@ SCHEMA = schemathesis.openapi.from_dict(
             "phases": {"coverage": {"enabled": False}, "examples": {"enabled": False}},
         }
     ),
-).exclude(path_regex=r"^/(openai/v1|images/(generations|edits|variations))")
+).exclude(path_regex=r"^/(openai/v1|images/(generations|edits|variations|upscale))")
 """Without the twins of `/v1`: the same handlers at other addresses."""
 
 

@@ -136,6 +136,8 @@ def test_the_size_is_that_of_the_folder(sd: Path, sd_file: Path, sd_base: Path) 
     card = card_of(sd_file, sd_base)
     folder = card.model_copy(update={"source": str(sd), "base": ""})
     assert weight_bytes(card, "cpu") == weight_bytes(folder, "cpu") > 0
+    whole_base = card.model_copy(update={"base": str(sd)})
+    assert weight_bytes(whole_base, "cpu") == weight_bytes(folder, "cpu")
 
 
 def refusal(card: ModelCard, kind: type = StableDiffusionPipeline) -> str:
@@ -184,6 +186,14 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(
         assert len(kept) < len(tensors)
         save_file(kept, tmp_path / "less.safetensors", metadata={"format": "pt"})
         refusal(card_of(tmp_path / "less.safetensors", sd_base))
+
+
+def test_a_transformer_that_lacks_a_tensor_is_refused(tmp_path: Path, flux_base: Path) -> None:
+    tensors = load_file(FLUX / FLUX_WEIGHTS)
+    del tensors["proj_out.weight"]
+    save_file(tensors, tmp_path / "less.safetensors", metadata={"format": "pt"})
+    file = as_gguf(tmp_path / "less.safetensors", tmp_path / "less.gguf")
+    refusal(card_of(file, flux_base), FluxPipeline)
 
 
 def test_weights_of_another_shape_are_refused(

@@ -32,6 +32,7 @@ class PictureFields(BaseModel):
         "seed": ("rng_seed",),
         "strength": ("denoising_strength",),
         "preset": ("quality_preset",),
+        "upscale": ("scale",),
     }
 
     prompt: str
@@ -61,6 +62,10 @@ class PictureFields(BaseModel):
     output_format: str | None = None
     output_compression: int | None = None
     metadata: bool | None = None
+    style: str | None = None
+    upscale: int | None = None
+    scale: int | None = None
+    upscaler: str | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
     priority: Priority | None = None
     deadline: Seconds | None = None
@@ -112,6 +117,9 @@ class PictureFields(BaseModel):
             output_format=self.output_format,
             output_compression=self.output_compression,
             metadata=self.metadata,
+            upscale=self._one_of("upscale"),
+            upscaler=self.upscaler,
+            styles=(self.style,) if self.style else (),
             webhook=self.webhook,
             terms=Terms(
                 priority=self.priority or "interactive",

@@ -46,9 +46,11 @@ class Usage(msgspec.Struct):
 
 
 class Picture(msgspec.Struct):
-    """Either `b64_json` or `url`, as `response_format` says."""
+    """Either `b64_json` or `url`, as `response_format` says; `revised_prompt` where a style put words
+    around what was given."""
 
     seed: int
+    revised_prompt: str | None = None
     b64_json: str | None = None
     url: str | None = None
 
@@ -67,6 +69,7 @@ class Pictures(msgspec.Struct):
     quality: Literal["low", "medium", "high"]
     usage: Usage
     model: str
+    requested_model: str
     job_id: str
     preset: Literal["strict", "exact", "balanced", "fast"]
     technique: str
@@ -105,6 +108,28 @@ class ModelShown(msgspec.Struct):
 class ModelList(msgspec.Struct):
     object: Literal["list"]
     data: list[ModelShown]
+
+
+class StyleShown(msgspec.Struct):
+    id: str
+    title: str
+    aliases: list[str]
+    prefix: str
+    suffix: str
+    negative: str
+
+
+class UpscalerShown(msgspec.Struct):
+    id: str
+    scales: list[int]
+
+
+class UpscalerList(msgspec.Struct):
+    upscalers: list[UpscalerShown]
+
+
+class StyleList(msgspec.Struct):
+    styles: list[StyleShown]
 
 
 FilesState = Literal["bundled", "on_disk", "not_downloaded", "downloading", "unavailable"]
@@ -168,6 +193,7 @@ class JobShown(msgspec.Struct):
     owner: str
     created: float
     model: str
+    requested_model: str
     prompt: str
     negative_prompt: str
     size: str
@@ -175,6 +201,7 @@ class JobShown(msgspec.Struct):
     num_inference_steps: int
     guidance_scale: float
     sampler: str
+    style: str
     seed: int
     progress: float
     fraction: float
@@ -247,6 +274,7 @@ class DiffuGenAnswer(msgspec.Struct):
     job_id: str
     images: list[DiffuGenPicture]
     model: str
+    requested_model: str
     parameters: DiffuGenParameters
 
 
@@ -276,6 +304,12 @@ class WebUiScheduler(msgspec.Struct):
     aliases: list[str] | None
     default_rho: float
     need_inner_model: bool
+
+
+class WebUiStyle(msgspec.Struct):
+    name: str
+    prompt: str
+    negative_prompt: str
 
 
 class WebUiPictures(msgspec.Struct):

@@ -34,6 +34,7 @@ from app.api._shapes import (
     WebUiProgress,
     WebUiSampler,
     WebUiScheduler,
+    WebUiStyle,
 )
 from app.domain import picture_facts, samplers
 from app.domain.errors import InvalidRequest
@@ -127,13 +128,16 @@ class TextBody(PictureFields):
     n_iter: Annotated[int, Field(ge=1)] | None = None
     sampler_index: str | None = None
     override_settings: Json | None = None
+    styles: list[str] | None = None
 
     def arguments_at(self, console: Console) -> Arguments:
         """The same in diffusers' names, with the checkpoint as model if no other is named."""
         named = (self.override_settings or {}).get("sd_model_checkpoint")
         card = console.service.model(str(named or self.model or console.checkpoint.id))
+        given = self.to_arguments()
         return replace(
-            self.to_arguments(),
+            given,
+            styles=(*given.styles, *filter(console.service.styles.knows, self.styles or ())),
             model=card.id,
             n=(self.batch_size or 1) * (self.n_iter or 1),
             sampler=self._sampler_of(card),
@@ -200,6 +204,15 @@ async def list_samplers(console: AtConsole) -> list[Json]:
     return [{"name": samplers.spelled(name), "aliases": [name], "options": {}} for name in known]
 
 
+@get("/prompt-styles", **answers(list[WebUiStyle]))
+async def prompt_styles(console: AtConsole) -> list[Json]:
+    """Each style, and its words around `{prompt}`."""
+    return [
+        {"name": name, "prompt": style.around("{prompt}"), "negative_prompt": style.negative}
+        for name, style in console.service.styles.items()
+    ]
+
+
 @get("/schedulers", **answers(list[WebUiScheduler]))
 async def schedulers() -> list[Json]:
     """The noise schedules that can be chosen beside a sampler."""
@@ -256,7 +269,7 @@ async def interrupt(request: AnyRequest, console: AtConsole) -> dict[str, str]:
 def door(console: Console, max_upload: int) -> Router:
     """All routes, around one console; a body with pictures may have `max_upload` bytes."""
     uploads = Router("/", route_handlers=[img2img], request_max_body_size=max_upload)
-    listed = [options, set_options, sd_models, list_samplers, schedulers]
+    listed = [options, set_options, sd_models, list_samplers, schedulers, prompt_styles]
     given = {"console": Provide(lambda: console, sync_to_thread=False)}
     rest = Router("/", route_handlers=[*listed, txt2img, progress, interrupt])
     return Router("/sdapi/v1", route_handlers=[rest, uploads], dependencies=given)
@@ -283,6 +296,7 @@ async def _answer(job: Job, data: TextBody, service: ImageService) -> Json:
         "all_negative_prompts": [drawn.negative_prompt] * len(images),
         "all_seeds": [image.seed for image in images],
         "sd_model_name": drawn.model,
+        "requested_model": drawn.asked,
         "infotexts": [picture_facts.parameters(drawn, image.seed) for image in images],
     }
     return {

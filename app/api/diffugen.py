@@ -74,6 +74,7 @@ async def _result(service: ImageService, job: Job) -> dict[str, Any]:
         "job_id": job.id,
         "images": images,
         "model": request.model,
+        "requested_model": request.asked,
         "parameters": {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,

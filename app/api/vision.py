@@ -38,7 +38,7 @@ from app.domain.events import (
 )
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
-from app.domain.request import Arguments
+from app.domain.request import AUTO, Arguments
 from app.service import ImageService
 
 BUILT_IN = ("flux-schnell", "flux-dev", "sdxl-lightning")
@@ -158,6 +158,8 @@ def _text(job: Job, numbered: NumberedEvent) -> str | None:
     match numbered.event:
         case Queued(position) if numbered.number == 1 and position > 1:
             return f"Waiting in the queue (position {position})..."
+        case Progressed(phase="loading_model", message=coming) if job.status == "queued":
+            return coming  # how far the download of its model is
         case Progressed(phase="preparing"):
             many = f"{request.n} images of {request.size}" if request.n > 1 else ""
             steps = request.num_inference_steps
@@ -176,16 +178,18 @@ def _text(job: Job, numbered: NumberedEvent) -> str | None:
 class VisionBody(PictureFields):
     """`prompt, negative_prompt, width, height, num_inference_steps, guidance_scale, seed, model …`"""
 
-    def arguments_at(self, desk: Desk) -> tuple[Arguments, bool]:
-        """The same in diffusers' names, and whether another model stands in for the one that is named:
-        then a size that was meant for that one is made to fit. Raises InvalidRequest."""
+    def arguments_at(self, desk: Desk) -> Arguments:
+        """The same in diffusers' names; where another model stands in for the one that is named, a size
+        that was meant for that one is made to fit. Raises InvalidRequest."""
         given = self.to_arguments()
         if given.n not in (None, 1):
             raise InvalidRequest("This route draws one image for each call.", param="n")
+        if given.model == AUTO:
+            return given
         card, stands_in = desk.model(given.model)
-        given = replace(given, model=card.id)
         if not stands_in:
-            return given, False
+            return replace(given, model=card.id)
+        given = replace(given, model=card.id, requested_model=given.model or "")
         usual = card.defaults.size
         meant = (
             usual[0] if given.width is None else given.width,
@@ -194,7 +198,7 @@ class VisionBody(PictureFields):
         if all(0 < side <= _LARGEST for side in meant):  # others are refused like anywhere
             width, height = card.fitted(meant)
             given = replace(given, width=width, height=height)
-        return given, True
+        return given
 
 
 @get("/", **answers(VisionBanner))
@@ -213,11 +217,10 @@ async def generate_image(
     doors: NamedDependency[DoorSettings],
 ) -> Json:
     """Draw one picture and answer with it in base64."""
-    given, stands_in = data.arguments_at(desk)
     owner = owner_of(request, doors)
-    job = await desk.service.submit(given, owner=owner, door="vision")
+    job = await desk.service.submit(data.arguments_at(desk), owner=owner, door="vision")
     await wait_for(request, desk.service, job)
-    return await _answer(desk.service, job, asked=data.model if stands_in else None)
+    return await _answer(desk.service, job)
 
 
 @get("/v1/model-info", **answers(VisionModel))
@@ -267,8 +270,9 @@ def door(desk: Desk) -> Router:
     )
 
 
-async def _answer(service: ImageService, job: Job, *, asked: str | None) -> Json:
+async def _answer(service: ImageService, job: Job) -> Json:
     drawn, image = job.request, job.images[0]
+    width, height = drawn.picture_sides
     began = ended = job.created
     async for numbered in service.follow(job.id):
         began = numbered.timestamp if isinstance(numbered.event, Started) else began
@@ -278,13 +282,13 @@ async def _answer(service: ImageService, job: Job, *, asked: str | None) -> Json
         "format": drawn.output_format,
         "prompt": drawn.prompt,
         "negative_prompt": drawn.negative_prompt,
-        "width": drawn.width,
-        "height": drawn.height,
+        "width": width,
+        "height": height,
         "num_inference_steps": drawn.num_inference_steps,
         "guidance_scale": drawn.guidance_scale,
         "seed": image.seed,
         "model": drawn.model,
-        "requested_model": asked or drawn.model,
+        "requested_model": drawn.asked,
         "generation_time": round(ended - began, 3),
         "job_id": job.id,
     }

@@ -1,12 +1,12 @@
-"""Easel in the shell: serve, generate, inspect, stats, models, bench."""
+"""Easel in the shell: serve, generate, inspect, stats, models, styles, bench."""
 
 from __future__ import annotations
 
-from app.cli import drawing, history, measuring, models, serving
+from app.cli import drawing, history, measuring, models, serving, styles
 from app.cli._shell import shell, stop
 from app.settings import ConfigurationError
 
-__all__ = ["drawing", "history", "main", "measuring", "models", "serving"]
+__all__ = ["drawing", "history", "main", "measuring", "models", "serving", "styles"]
 
 
 def main() -> None:

@@ -42,6 +42,9 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="0 keeps the picture, 1 none of it.")
     ] = None,
+    style: Annotated[
+        list[str] | None, typer.Option(help="One of `easel styles`; may be given again.")
+    ] = None,
     metadata: Annotated[
         bool | None, typer.Option(help="Whether the picture tells how it was drawn.")
     ] = None,
@@ -61,6 +64,7 @@ def generate(
         strength=strength,
         image=read_file(image),
         mask_image=read_file(mask),
+        styles=tuple(style or ()),
         metadata=metadata,
         output_format=output.suffix.removeprefix(".") or None,
     )

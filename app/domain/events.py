@@ -89,10 +89,12 @@ class Queued(Event, frozen=True, tag="queued"):
 
 
 class Started(Event, frozen=True, tag="started"):
-    """A worker took the job. `attempt` counts from 1; a second one follows the loss of a worker."""
+    """A worker took the job. `attempt` counts from 1; a second one follows the loss of a worker, or a
+    `model` that could not be loaded, and then another one draws. ("" in events of earlier versions.)"""
 
     worker: str
     attempt: int
+    model: str = ""
 
 
 class Progressed(Event, frozen=True, tag="progressed"):

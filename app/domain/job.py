@@ -33,6 +33,7 @@ class Job(msgspec.Struct, kw_only=True):
 
     `progress` is 0 to 100, `fraction` 0 to 1, `eta_seconds` what remained at `changed`. For `grace`
     seconds it goes on when nobody waits for it any more. `digest` and `key` tell a repeated request.
+    `instead` is what may be drawn in the place of `request`, without pictures, the first choice first.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Job(msgspec.Struct, kw_only=True):
     digest: str = ""
     key: str | None = None
     webhook: str | None = None
+    instead: tuple[GenerationRequest, ...] = ()
     last_event: int = 0
     status: Status = "queued"
     attempt: int = 0
@@ -82,6 +84,7 @@ class Job(msgspec.Struct, kw_only=True):
             case Started():
                 self.status, self.position = "running", 0
                 self.worker, self.attempt = event.worker, event.attempt
+                self._draw_with(event.model)
             case Progressed():
                 self.progress, self.fraction = event.progress, event.fraction
                 self.eta_seconds, self.message = event.eta_seconds, event.message
@@ -103,3 +106,10 @@ class Job(msgspec.Struct, kw_only=True):
                 self.status, self.eta_seconds = "cancelled", 0.0
             case _:
                 assert_never(event)
+
+    def _draw_with(self, model: str) -> None:
+        """Another model draws than so far, if it is one of those that may."""
+        for request in self.instead:
+            if request.model == model != self.request.model:
+                self.request = request.with_pictures_of(self.request)
+                return

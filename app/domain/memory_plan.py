@@ -46,6 +46,9 @@ _WASTE = 1.05
 _LARGE = 1_000_000_000
 """Parts with fewer weights are not quantised: they gain little, and a decoder loses much."""
 
+STAYS = "vae"
+"""The part that is always there: it is small, and pipelines change its type in the middle of a run."""
+
 _WORDS: Mapping[Residency, str] = {
     "resident": "all of it stays on the device",
     "model_offload": "its parts take turns on the device",
@@ -71,14 +74,16 @@ class Needs(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True):
     """One way. `vram` and `ram` are the bytes that it takes at its fullest, on the device and in the
-    machine; `weights` is what the large parts are held as, `tiled` whether pictures are decoded in
-    tiles. Where `changes_pictures`, they are close to those of the other plans, not equal."""
+    machine; of `vram`, `working` is all but weights. `weights` is what the large parts are held as,
+    `tiled` whether pictures are decoded in tiles. Where it `changes_pictures`, they are close to those
+    of the other plans, not equal."""
 
     residency: Residency
     weights: Weights
     tiled: bool
     vram: int
     ram: int
+    working: int
 
     @property
     def changes_pictures(self) -> bool:
@@ -91,10 +96,13 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Room(msgspec.Struct, frozen=True):
-    """Bytes that the device and the machine have."""
+    """Bytes that the device and the machine have; 0 where the device's are not known."""
 
     vram: int
     ram: int
+
+
+NO_LIMIT = Room(0, 0)
 
 
 def plans(
@@ -140,18 +148,21 @@ def _plan(
     pixels = width * height
     denoise = needs.denoise * pixels * scale
     decode = needs.decode * (min(pixels, TILE * TILE) if tiled else pixels) * scale
+    working = round(max(denoise, decode) * _WASTE) + _RESERVE
     by_part = {part: needs.bytes_of(part, weights, floats) for part in needs.parts}
     whole = sum(by_part.values())
-    computing = {"vae": decode, "unet": denoise, "transformer": denoise}
+    staying = by_part.get(STAYS, 0.0)
+    coming = [size for part, size in by_part.items() if part != STAYS]
     if residency == "resident":
-        vram = whole + max(denoise, decode)
+        there = whole
     elif residency == "model_offload":
-        vram = max(size + computing.get(part, 0.0) for part, size in by_part.items())
+        there = staying + max(coming, default=0.0)
     else:
-        vram = min(whole, _LAYERS * scale) + max(denoise, decode)
+        there = min(whole, staying + _LAYERS * scale)
     # While it is loaded, a part is in the machine's memory before it is on the device.
-    ram = max(by_part.values()) if residency == "resident" else whole
-    return Plan(residency, weights, tiled, round(vram * _WASTE) + _RESERVE, round(ram))
+    ram = max(by_part.values(), default=0.0) if residency == "resident" else whole
+    vram = round(there * _WASTE) + working
+    return Plan(residency, weights, tiled, vram, round(ram), working)
 
 
 def choose(ways: Sequence[Plan], room: Room) -> Plan | None:

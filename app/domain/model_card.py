@@ -86,7 +86,8 @@ class ModelCard(_Part):
     the class that the folder's index names (by default the family's first), and `scheduler` overrides
     values of the folder's noise schedule. `ignores` names what a client may give and the model was
     trained to do without. `parameters` counts the weights of each part. `dtype` is what they are
-    computed in (`auto` takes float32 on a CPU).
+    computed in (`auto` takes float32 on a CPU). The models in `fallback` draw when this one cannot be
+    loaded.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
@@ -104,6 +105,7 @@ class ModelCard(_Part):
     ignores: tuple[Literal["guidance_scale", "negative_prompt"], ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     preset: Preset = "exact"
+    fallback: tuple[str, ...] = ()
     defaults: Defaults
     limits: Limits = Limits()
     scheduler: dict[str, bool | int | float | str] = Field(default_factory=dict)
@@ -149,6 +151,11 @@ class ModelCard(_Part):
     def hub_base(self) -> HubSource | None:
         """The same for `base`."""
         return hub_source(self.base, self.base_revision)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is anything to fetch or to look for; upscalers are found with their files."""
+        return self.family not in {"fake", "upscaler"}
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -215,22 +222,22 @@ class ModelCard(_Part):
             task=task,
             prompt=self._text("prompt", given.prompt, required=task != "image2image"),
             negative_prompt=negative if self.negative_prompt else "",
-            n=_within("n", _or(given.n, 1), 1, limit.max_n),
+            n=within("n", _or(given.n, 1), 1, limit.max_n),
             width=self._side("width", _or(given.width, usual_size[0])),
             height=self._side("height", _or(given.height, usual_size[1])),
-            num_inference_steps=_within(
+            num_inference_steps=within(
                 "num_inference_steps",
                 _or(given.num_inference_steps, self._usual_steps(given.effort)),
                 1,
                 limit.max_steps,
             ),
-            guidance_scale=_within(
+            guidance_scale=within(
                 "guidance_scale",
                 _or(given.guidance_scale, default.guidance_scale),
                 0.0,
                 limit.max_guidance_scale,
             ),
-            true_cfg_scale=_within(
+            true_cfg_scale=within(
                 "true_cfg_scale",
                 _or(given.true_cfg_scale, default.true_cfg_scale),
                 1.0,
@@ -238,15 +245,17 @@ class ModelCard(_Part):
             ),
             sampler=sampler,
             seed=_seed(given.seed, draw_seed),
-            strength=_within("strength", _or(given.strength, usual_strength), 0.0, 1.0),
-            output_format=_output_format(given.output_format),
-            output_compression=_within(
+            strength=within("strength", _or(given.strength, usual_strength), 0.0, 1.0),
+            output_format=output_format_of(given.output_format),
+            output_compression=within(
                 "output_compression", _or(given.output_compression, 100), 0, 100
             ),
             max_sequence_length=default.max_sequence_length,
             preset=_preset(_or(given.preset, self.preset)),
-            previews=_within("previews", _or(given.previews, 0), 0, 10),
+            previews=within("previews", _or(given.previews, 0), 0, 10),
             metadata=_or(given.metadata, metadata),
+            styled=given.styled,
+            requested_model=given.requested_model,
             image=given.image,
             mask_image=given.mask_image,
         )
@@ -307,16 +316,16 @@ class ModelCard(_Part):
     def _side(self, param: str, pixels: int) -> int:
         """The nearest multiple that the model draws; what is then out of its reach is refused."""
         limit = self.limits
-        _within(param, pixels, 0, 100 * limit.max_side)
+        within(param, pixels, 0, 100 * limit.max_side)
         nearest = max(limit.multiple, round(pixels / limit.multiple) * limit.multiple)
-        return _within(param, nearest, limit.min_side, limit.max_side)
+        return within(param, nearest, limit.min_side, limit.max_side)
 
 
 def _or(given: T | None, default: T) -> T:
     return default if given is None else given
 
 
-def _within(param: str, value: N, low: N, high: N) -> N:
+def within(param: str, value: N, low: N, high: N) -> N:
     if not low <= value <= high:  # NaN is not within anything
         raise InvalidRequest(f"{param} must be between {low} and {high}.", param=param)
     return value
@@ -325,7 +334,7 @@ def _within(param: str, value: N, low: N, high: N) -> N:
 def _seed(given: int | None, draw: Callable[[], int]) -> int:
     if given is None or given == -1:
         return draw()
-    return _within("seed", given, 0, SEED_LIMIT - 1)
+    return within("seed", given, 0, SEED_LIMIT - 1)
 
 
 def _preset(given: str) -> Preset:
@@ -336,7 +345,7 @@ def _preset(given: str) -> Preset:
     raise InvalidRequest(f"preset must be one of {', '.join(known)}.", param="preset")
 
 
-def _output_format(given: str | None) -> Literal["png", "jpeg", "webp"]:
+def output_format_of(given: str | None) -> Literal["png", "jpeg", "webp"]:
     name = "png" if given is None else given.lower()
     name = "jpeg" if name == "jpg" else name
     for known in MEDIA_TYPES:

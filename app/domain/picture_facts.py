@@ -30,6 +30,7 @@ _OWN_NAMES = {
     "Model": "model",
     "Model hash": "model_hash",
     "Denoising strength": "strength",
+    "Style": "style",
     "Version": "software",
 }
 _HASH_SHOWN = 10
@@ -53,6 +54,7 @@ def about(request: GenerationRequest, seed: int, origin: Origin) -> dict[str, st
         "negative_prompt": request.negative_prompt,
         "seed": str(seed),
         "model": request.model,
+        "requested_model": request.requested_model,
         "model_revision": origin.model_revision,
         "model_hash": origin.model_hash,
         "sampler": request.sampler,
@@ -64,6 +66,7 @@ def about(request: GenerationRequest, seed: int, origin: Origin) -> dict[str, st
         "strength": _number(request.strength) if edit else "",
         "preset": request.preset if request.preset != "exact" else "",
         "technique": request.technique,
+        "style": request.style,
         "software": ", ".join((f"easel {__version__}", *origin.libraries)),
         PARAMETERS: parameters(request, seed, origin.model_hash),
     }
@@ -76,11 +79,12 @@ def parameters(request: GenerationRequest, seed: int, model_hash: str = "") -> s
     shown = f"Model hash: {model_hash[:_HASH_SHOWN]}, " if model_hash else ""
     edit = request.task != "text2image"
     strength = f", Denoising strength: {_number(request.strength)}" if edit else ""
+    style = f", Style: {request.style}" if request.styled else ""
     return (
         f"{request.prompt}{negative}\nSteps: {request.num_inference_steps}, "
         f"Sampler: {samplers.spelled(request.sampler)}, "
         f"CFG scale: {_number(request.guidance_scale)}, Seed: {seed}, Size: {request.size}, "
-        f"{shown}Model: {request.model}{strength}, Version: Easel {__version__}"
+        f"{shown}Model: {request.model}{strength}{style}, Version: Easel {__version__}"
     ).strip()
 
 

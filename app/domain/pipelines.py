@@ -15,8 +15,8 @@ import msgspec
 from app.domain import samplers
 from app.domain.samplers import Sampler
 
-Family = Literal["stable_diffusion", "flux", "diffusion_transformer", "fake"]
-Task = Literal["text2image", "image2image", "inpaint"]
+Family = Literal["stable_diffusion", "flux", "diffusion_transformer", "upscaler", "fake"]
+Task = Literal["text2image", "image2image", "inpaint", "upscale"]
 Kept = Literal["all", "down", "up"]
 """Which steps run: all, whatever `strength` is; or its share of them, rounded down or up. The rules are
 diffusers' own, `get_timesteps` of each pipeline."""
@@ -105,6 +105,14 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
         "SanaPipeline": _transformer(_WORDS_ALONE, samplers.SANA),
         "PixArtAlphaPipeline": _transformer(_WORDS_ALONE, samplers.PIXART),
         "PixArtSigmaPipeline": _transformer(_WORDS_ALONE, samplers.PIXART),
+        # Draws nothing of its own: a picture is made larger, tile by tile.
+        "Upscaler": Pipeline(
+            family="upscaler",
+            tasks={"upscale": "all"},
+            samplers={"none": Sampler("")},
+            negative="",
+            guided=False,
+        ),
         # Draws noise, and takes every wish.
         "FakePipeline": Pipeline(
             family="fake",

@@ -132,6 +132,11 @@ class ProgressMeter:
         return Left(before, steps, after)
 
     @property
+    def loading(self) -> bool:
+        """Whether the run has begun and still waits for its model."""
+        return self._phase in ("initializing", "loading_model")
+
+    @property
     def finishing(self) -> bool:
         """Whether all denoising steps are done."""
         return self._phase in ("post_processing", "complete")

@@ -28,6 +28,9 @@ MAX_INPUT_PIXELS = 64 * 1024 * 1024
 """Above this an input picture is refused by its header, before a byte of it is decoded."""
 
 
+AUTO = "auto"
+"""As a model's name: whichever can draw it soonest."""
+
 Priority = Literal["interactive", "background"]
 
 
@@ -47,7 +50,9 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     """What a front door understood of a body, in diffusers' names. None means: not given.
 
     `effort` multiplies the model's default steps where no number of steps is given. `image_size` is
-    that of `image`, upright, in pixels: what is drawn takes it when no size is given.
+    that of `image`, upright, in pixels: what is drawn takes it when no size is given. `styles` are
+    to be put around the prompt, `styled` are in it already. `requested_model` is what was asked for
+    where `model` is another.
     """
 
     prompt: str
@@ -71,6 +76,11 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     preset: str | None = None
     previews: int | None = None
     metadata: bool | None = None
+    styles: tuple[str, ...] = ()
+    styled: tuple[str, ...] = ()
+    requested_model: str = ""
+    upscale: int | None = None
+    upscaler: str | None = None
     webhook: str | None = None
     terms: Terms = Terms()
 
@@ -83,7 +93,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     picture is to be painted anew. `output_compression` is the encoder quality, 0 to 100, for jpeg
     and webp. `pipeline` is the diffusers class that the model's folder names. `previews` is how many
     unfinished pictures are shown of each image, evenly spread. `metadata` is whether the pictures
-    tell how they were drawn.
+    tell how they were drawn. `styled` names the styles whose words are in the prompts.
+    `requested_model` is the name that was asked for, where another model draws. Pictures become
+    `upscale` times as large in the end, by `upscaler`; to "upscale" is to do only that, to `image`,
+    and then `width` and `height` are those of the end.
     """
 
     model: str
@@ -108,12 +121,19 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     technique: str = ""
     previews: int = 0
     metadata: bool = True
+    styled: tuple[str, ...] = ()
+    requested_model: str = ""
+    upscale: int = 1
+    upscaler: str = ""
     image: bytes | None = None
     mask_image: bytes | None = None
 
     def without_pictures(self) -> GenerationRequest:
         """The same, for history: input pictures can be large."""
         return msgspec.structs.replace(self, image=None, mask_image=None)
+
+    def with_pictures_of(self, other: GenerationRequest) -> GenerationRequest:
+        return msgspec.structs.replace(self, image=other.image, mask_image=other.mask_image)
 
     @property
     def media_type(self) -> str:
@@ -141,6 +161,22 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> str:
         return f"{self.width}x{self.height}"
+
+    @property
+    def picture_sides(self) -> tuple[int, int]:
+        """Width and height of the pictures in the end."""
+        times = 1 if self.task == "upscale" else self.upscale
+        return self.width * times, self.height * times
+
+    @property
+    def asked(self) -> str:
+        """The model that was asked for, whether or not it draws."""
+        return self.requested_model or self.model
+
+    @property
+    def style(self) -> str:
+        """The styles as one text, for people."""
+        return " + ".join(self.styled)
 
 
 def replay(request: GenerationRequest) -> Arguments:

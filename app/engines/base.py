@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from app.domain.events import EngineEvent
+from app.domain.events import EngineEvent, ImageFinished
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest
 
@@ -66,3 +66,13 @@ class Engine(Protocol):
 
     def unload(self) -> None:
         """Let go of the weights. The engine is not used again."""
+
+
+@runtime_checkable
+class Enlarging(Protocol):
+    """What an upscaler can beside."""
+
+    def enlarge(
+        self, drawn: ImageFinished, request: GenerationRequest, report: Report, sharing: Sharing
+    ) -> None:
+        """Report a picture that was just drawn, as PNG, in the size and format of `request`."""

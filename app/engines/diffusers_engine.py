@@ -16,12 +16,14 @@ import torch
 
 from app.domain.errors import Cancelled, OutOfMemory
 from app.domain.events import ImageFinished, PhaseStarted, Waited
+from app.domain.memory_plan import NO_LIMIT, STAYS, Plan, Room
 from app.domain.model_card import ModelCard
 from app.domain.picture_facts import Origin, about
 from app.domain.pipelines import Task
 from app.domain.request import GenerationRequest
 from app.engines import forward_profile, image_codec, samplers
 from app.engines.base import ALONE, Report, Sharing
+from app.engines.fitting import bytes_needed, plan_for
 from app.engines.forward_batcher import ForwardBatcher
 from app.engines.forward_profile import FirstCall
 from app.engines.host_copy import HostCopy
@@ -35,6 +37,7 @@ from app.engines.run_gate import RunGate
 from app.engines.side_by_side import side_by_side
 from app.engines.step_gate import ImageGate
 from app.engines.techniques import Denoiser, Techniques
+from app.engines.turns import PartsInTurn, layers_in_turn
 from app.engines.turnstile import Turnstile
 from app.engines.weights import load_pipeline, sibling
 
@@ -52,8 +55,16 @@ class DiffusersEngine:
     `recipes` are those of a family, by the class that a folder's index names.
     """
 
-    def __init__(self, recipes: Mapping[str, Recipe], turnstile: Turnstile | None = None) -> None:
+    def __init__(
+        self,
+        recipes: Mapping[str, Recipe],
+        turnstile: Turnstile | None = None,
+        room: Room = NO_LIMIT,
+    ) -> None:
         self._recipes = recipes
+        self._room = room
+        self._plan: Plan | None = None
+        self._turns: PartsInTurn | None = None
         self._turnstile = turnstile or Turnstile()
         self._loaded: Any = None
         self._pipelines: dict[Task, Any] = {}
@@ -69,7 +80,12 @@ class DiffusersEngine:
             for module in self._modules()
             for weight in (*module.parameters(), *module.buffers())
         }
-        return sum(weights.values())
+        return bytes_needed(self._plan, sum(weights.values()))
+
+    @property
+    def _in_turn(self) -> bool:
+        """Whether the weights come to the device when they are needed."""
+        return self._plan is not None and self._plan.residency != "resident"
 
     def _modules(self) -> list[torch.nn.Module]:
         """All that holds weights. The pipelines of all tasks hold the same."""
@@ -82,7 +98,10 @@ class DiffusersEngine:
         self._hash = ModelHash(Path(card.source))
         self._recipe = self._recipes[card.pipeline_name]
         classes = self._recipe.classes
-        self._loaded = loaded = load_pipeline(card, next(iter(classes.values())), device)
+        self._plan = plan_for(card, device, self._room)
+        self._loaded = loaded = load_pipeline(
+            card, next(iter(classes.values())), device, in_turn=self._in_turn
+        )
         samplers.check(card)
         for name, part in loaded.components.items():
             if name.startswith(("tokenizer", "processor")) and part is not None:
@@ -97,7 +116,20 @@ class DiffusersEngine:
             kind = classes[task]
             is_loaded = type(loaded) is kind
             self._pipelines[task] = loaded if is_loaded else sibling(loaded, kind)
+        if self._plan is not None and self._in_turn:
+            self._offload(self._plan)
         self._hash.known(wait=_HASH_PATIENCE)
+
+    def _offload(self, plan: Plan) -> None:
+        parts = dict(self._loaded.components)
+        parts = {name: one for name, one in parts.items() if isinstance(one, torch.nn.Module)}
+        if STAYS in parts:
+            parts.pop(STAYS).to(self._device)
+        if plan.residency == "model_offload":
+            room = self._room.vram - plan.working
+            self._turns = PartsInTurn(parts, self._device, room)
+        else:
+            layers_in_turn(parts, self._device)
 
     def generate(
         self, request: GenerationRequest, report: Report, sharing: Sharing = ALONE
@@ -173,6 +205,7 @@ class DiffusersEngine:
             rider = stack.enter_context(
                 self._turnstile.rider(sharing, partial(run.report, Waited()))
             )
+            rider.overlap = rider.overlap and not self._in_turn  # one thread moves the parts
             denoisers: Mapping[str, Denoiser] = run.catching or {
                 name: stack.enter_context(
                     one.denoiser(request.technique, strict=request.preset == "strict")
@@ -188,7 +221,8 @@ class DiffusersEngine:
                 denoisers,
                 self._prompts,
                 layers=self._recipe.layers,
-                tiled=tiled,
+                tiled=tiled or (self._plan is not None and self._plan.tiled),
+                device=self._device if self._in_turn else "",
             )
             if request.previews:
                 end = PredictedEnd(scheduler)
@@ -228,10 +262,13 @@ class DiffusersEngine:
 
     def park(self) -> None:
         """Keep the weights in host memory, off the device, until `unpark`. Nobody may be drawing."""
-        if self._host_copy is None:
-            self._host_copy = HostCopy(self._modules(), self._device)
         self._prompts.clear()
-        self._host_copy.to_host()
+        if self._turns is not None:
+            self._turns.send_away()
+        elif not self._in_turn:
+            if self._host_copy is None:
+                self._host_copy = HostCopy(self._modules(), self._device)
+            self._host_copy.to_host()
         _let_go()
 
     def unpark(self) -> None:
@@ -244,7 +281,9 @@ class DiffusersEngine:
             raise OutOfMemory("The device has no room for the model's weights.") from error
 
     def unload(self) -> None:
-        self._host_copy = self._loaded = None
+        if self._turns is not None:
+            self._turns.close()
+        self._host_copy = self._loaded = self._turns = None
         self._pipelines.clear()
         self._denoisers.clear()
         self._prompts.clear()

@@ -99,12 +99,12 @@ def decode(data: bytes, param: str) -> Image.Image:
         ) from error
 
 
-def decode_rgb(data: bytes, param: str, size: tuple[int, int]) -> Image.Image:
-    """An input picture of `size` (width, height), on white where it is transparent."""
+def decode_rgb(data: bytes, param: str, size: tuple[int, int] | None) -> Image.Image:
+    """An input picture of `size` (width, height), or its own, on white where it is transparent."""
     picture = decode(data, param).convert("RGBA")
     ground = Image.new("RGBA", picture.size, "white")
     flat = Image.alpha_composite(ground, picture).convert("RGB")
-    return flat if flat.size == size else flat.resize(size, Image.Resampling.LANCZOS)
+    return flat if size in (None, flat.size) else flat.resize(size, Image.Resampling.LANCZOS)
 
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Image.Image:

@@ -68,7 +68,7 @@ def _chunk(key: str, value: str) -> bytes:
 
 def exif_and_xmp(about: Mapping[str, str], room: int) -> dict[str, bytes]:
     """Options of Pillow's `save`. What has no room is left out as a whole: half a prompt would lie."""
-    comment = b"UNICODE\0" + about[PARAMETERS].encode("utf-16-be")
+    comment = b"UNICODE\0" + about.get(PARAMETERS, "").encode("utf-16-be")
     ways = (_exif(about.get("prompt", ""), comment), _exif("", comment))
     exif = next((one for one in ways if len(one) <= room), None)
     own = {name: text for name, text in about.items() if name != PARAMETERS}

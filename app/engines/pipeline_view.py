@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from app.domain.memory_plan import TILE
 from app.engines.forward_batcher import Call, ForwardBatcher
 from app.engines.prompt_cache import PromptCache
 from app.engines.side_stream import beside, settle
@@ -38,6 +39,7 @@ def view_of(
     *,
     layers: tuple[int, ...] = (),
     tiled: bool = False,
+    device: str = "",
 ) -> Any:
     """A view of `pipeline` that steps with `scheduler`, passes through `gate` and works as `rider`.
 
@@ -58,6 +60,8 @@ def view_of(
             view.__dict__[name] = _autoencoder(part, rider, tiled=tiled)
         elif isinstance(part, torch.nn.Module):
             view.__dict__[name] = StandIn(part, _alone(rider, part))
+        if device and name in view.__dict__ and isinstance(part, torch.nn.Module):
+            view.__dict__[name].__dict__["device"] = torch.device(device)
     return view
 
 
@@ -159,7 +163,16 @@ def _autoencoder(part: Any, rider: Rider, *, tiled: bool) -> StandIn:
     if tiled:
         part = copy.copy(part)  # the same weights under other flags
         part.enable_tiling()
+        _shrink_tiles(part)
     return _Autoencoder(part, rider)
+
+
+def _shrink_tiles(vae: Any) -> None:
+    """Tiles are as large as the pictures that a VAE was trained on: for most, the whole picture."""
+    side = getattr(vae, "tile_sample_min_size", 0)
+    if isinstance(side, int) and side > TILE:
+        vae.tile_latent_min_size = vae.tile_latent_min_size * TILE // side
+        vae.tile_sample_min_size = TILE
 
 
 def words_of(part: Any) -> Any:

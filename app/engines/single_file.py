@@ -28,10 +28,11 @@ def load_single_file(
     parts: Mapping[str, Any],
     rest: Callable[[], Mapping[str, Any]],
 ) -> Any:
-    """The pipeline of the card's file. `parts` is the index of its base; `rest` loads those parts that
-    need care.
+    """The pipeline of the card's file. `parts` is the index of its base; `rest` gives what
+    `from_pretrained` needs for the other parts.
 
-    Raises ModelUnavailable, and whatever loaders raise.
+    Raises ModelUnavailable, and whatever loaders raise: also where a tensor is missing, because what
+    was not in the file has no memory and cannot be brought to a device.
     """
     file = Path(card.source)
     if wrong := wrong_file(file):
@@ -40,7 +41,7 @@ def load_single_file(
     whole: Any = kind  # the library is not typed
     if _TRANSFORMER in parts:
         transformer = _transformer(card, parts[_TRANSFORMER], dtype, quantised=quantised)
-        pipeline = whole.from_pretrained(
+        return whole.from_pretrained(
             card.base,
             transformer=transformer,
             dtype=dtype,
@@ -48,17 +49,9 @@ def load_single_file(
             local_files_only=True,
             **rest(),
         )
-    elif quantised:
+    if quantised:
         raise ModelUnavailable(f"Model {card.id} cannot be loaded: only transformers come as GGUF.")
-    else:
-        pipeline = whole.from_single_file(
-            card.source, config=card.base, dtype=dtype, local_files_only=True
-        )
-    for part in pipeline.components.values():
-        # What was not in the file is left without memory.
-        if isinstance(part, torch.nn.Module) and any(one.is_meta for one in part.parameters()):
-            raise ModelUnavailable(f"The weights of model {card.id} are not complete.")
-    return pipeline
+    return whole.from_single_file(card.source, config=card.base, dtype=dtype, local_files_only=True)
 
 
 def _transformer(card: ModelCard, named: Any, dtype: torch.dtype, *, quantised: bool) -> Any:

@@ -46,7 +46,8 @@ class Rider:
     """One picture's standing at the turnstile, used by the one thread that draws it.
 
     `batch` is how many pictures shared the last shared piece; `waited` the seconds that pieces stood
-    behind others' work since it was last set to 0.
+    behind others' work since it was last set to 0. `overlap` is whether what is done alone is done in
+    this thread: at first what the turnstile says.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Rider:
         self.batch = 1
         self.waited = 0.0
         self.kind: Hashable = None
+        self.overlap = turnstile.overlap
         self.returning = True  # with its prompt, before its steps
         self.ending = False
         self.thread = threading.current_thread()
@@ -64,7 +66,7 @@ class Rider:
 
     def do(self, work: Callable[[], T]) -> T:
         """Have `work` done alone, and return or raise what it does."""
-        if self._turnstile.overlap:
+        if self.overlap:
             return work()
 
         def alone(payloads: Sequence[Callable[[], T]]) -> list[T | BaseException]:

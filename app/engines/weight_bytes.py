@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from app.domain.model_card import ModelCard
 from app.domain.model_source import is_single_file
 from app.model_files.headers import elements, header
 from app.model_files.places import weightless
-from app.model_files.selection import INDEX, is_shard_index, parts_of, shards_of, weights_of
+from app.model_files.selection import INDEX, parts_of, shard_index_of, shards_of, weights_of
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -50,16 +50,42 @@ def weight_bytes(card: ModelCard, device: str) -> int:
         return sum(card.parameters.values()) * floats
 
 
+def weight_counts(card: ModelCard) -> Mapping[str, int]:
+    """How many numbers each part is made of: by its folder, and without files by its card. Empty where
+    neither tells, and of a GGUF file, whose numbers are of many sizes."""
+    if is_single_file(card.file or card.source):
+        return {} if (card.file or card.source).lower().endswith(".gguf") else card.parameters
+    try:
+        return {
+            name: sum(elements(tensor) for tensor in tensors)
+            for name, tensors in _tensors(Path(card.source)).items()
+            if tensors
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return card.parameters
+
+
 def _folder_bytes(folder: Path, floats: int, without: Collection[str] = ()) -> int:
-    parts = json.loads((folder / INDEX).read_bytes())
-    named = [name for name, what in parts.items() if isinstance(what, list) and any(what)]
     return sum(
         _tensor_bytes(tensor, floats)
-        for name in named
+        for name, tensors in _tensors(folder).items()
         if name not in without
-        for path in _weight_files(folder / Path(name).name)
-        for tensor in header(path).values()
+        for tensor in tensors
     )
+
+
+def _tensors(folder: Path) -> dict[str, list[dict[str, object]]]:
+    """What the files say of each part's tensors."""
+    parts = json.loads((folder / INDEX).read_bytes())
+    named = [name for name, what in parts.items() if isinstance(what, list) and any(what)]
+    return {
+        name: [
+            tensor
+            for path in _weight_files(folder / Path(name).name)
+            for tensor in header(path).values()
+        ]
+        for name in named
+    }
 
 
 def _file_bytes(file: Path, floats: int) -> int:
@@ -77,10 +103,8 @@ def _weight_files(part: Path) -> list[Path]:
     if not part.is_dir():
         return []
     names = {path.name for path in part.iterdir()}
-    indexes = [name for name in names if is_shard_index(name)]
-    found = weights_of(names)
-    if indexes and any("-of-" in name for name in found):
-        found = sorted(shards_of((part / indexes[0]).read_bytes()))
+    index = shard_index_of(names)
+    found = sorted(shards_of((part / index).read_bytes())) if index else weights_of(names)
     return [part / name for name in found]
 
 

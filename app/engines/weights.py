@@ -35,8 +35,11 @@ _DTYPES = {
 }
 
 
-def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -> Any:
-    """The pipeline of class `kind` in the card's folder or file, on `device`, ready to draw.
+def load_pipeline(
+    card: ModelCard, kind: type[DiffusionPipeline], device: str, *, in_turn: bool = False
+) -> Any:
+    """The pipeline of class `kind` in the card's folder or file, on `device`, ready to draw; or, where
+    its parts are to come there `in_turn`, in the machine's memory.
 
     Raises:
         ModelUnavailable: the folder is missing, incomplete, damaged, of another class, or holds
@@ -48,7 +51,7 @@ def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -
     _check_folder(card, folder, kind)
     try:
         dtype = dtype_for(card, device)
-        rest = partial(_text_encoders, card, folder, dtype)
+        rest = partial(_rest, card, folder, dtype)
         if single:
             pipeline = load_single_file(card, kind, dtype, _index(card, folder), rest)
         else:
@@ -57,10 +60,9 @@ def load_pipeline(card: ModelCard, kind: type[DiffusionPipeline], device: str) -
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
-                **_variant(_variants(folder)),
                 **rest(),
             )
-        pipeline.to(device)
+        pipeline.to("cpu" if in_turn else device)
     except EaselError:
         raise
     except torch.OutOfMemoryError as error:
@@ -116,6 +118,11 @@ def _index(card: ModelCard, folder: Path) -> dict[str, Any]:
     if not isinstance(parts, dict):
         raise ModelUnavailable(f"The folder of model {card.id} has no usable index.")
     return parts
+
+
+def _rest(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` has to be told, and those parts that it would not check."""
+    return {**_variant(_variants(folder)), **_text_encoders(card, folder, dtype)}
 
 
 def _text_encoders(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from app.model_files import headers
-from app.model_files.selection import INDEX, is_shard_index, parts_of, shards_of, weights_of
+from app.model_files.selection import INDEX, parts_of, shard_index_of, shards_of, weights_of
 
 
 def missing(folder: Path, without_weights: Collection[str] = ()) -> str:
@@ -35,19 +35,19 @@ def missing(folder: Path, without_weights: Collection[str] = ()) -> str:
     return ""
 
 
-def _wrong_weights(part: Path, files: Collection[str]) -> str:
+def _wrong_weights(part: Path, files: set[str]) -> str:
     weights = weights_of(files)
-    if not weights:
-        return "has no weights as safetensors"
-    if any("-of-" in name for name in weights):
-        indexes = [name for name in files if is_shard_index(name)]
-        if not indexes:
-            return "has shards without an index"
+    if index := shard_index_of(files):
         try:
-            if not shards_of((part / indexes[0]).read_bytes()) <= set(weights):
-                return "lacks some of its shards"
+            weights = sorted(shards_of((part / index).read_bytes()))
         except (OSError, ValueError):
             return "has an index of shards that cannot be used"
+        if not files.issuperset(weights):
+            return "lacks some of its shards"
+    elif not weights:
+        return "has no weights as safetensors"
+    elif "-of-" in weights[0]:
+        return "has shards without an index"
     for name in weights:
         if wrong_file(part / name):
             return "has weights that are cut short or damaged"

@@ -40,9 +40,12 @@ class Place(msgspec.Struct, frozen=True):
         path = self.here(cache)
         if path is None:
             return "it was not fetched yet"
-        if is_single_file(path.name):
-            return folder.wrong_file(path)
-        return folder.missing(path, self.elsewhere(path))
+        try:
+            if is_single_file(path.name):
+                return folder.wrong_file(path)
+            return folder.missing(path, self.elsewhere(path))
+        except OSError:
+            return "its files cannot be read"
 
     def elsewhere(self, path: Path) -> Collection[str]:
         """The parts of the folder whose weights come from the single file.

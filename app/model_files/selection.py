@@ -20,6 +20,7 @@ _TEXTS = (".json", ".txt", ".model")
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?\.safetensors"
 )
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 _SHARD_INDEX = re.compile(
     r"(?:diffusion_pytorch_model|model)\.safetensors\.index(?:\.(?P<variant>\w+))?\.json"
 )
@@ -96,6 +97,7 @@ def weights_of(files: Collection[str]) -> list[str]:
 def variant_of(files: Collection[str]) -> str:
     """ "fp16" where a part's weights come in no other precision, else ""."""
     variants = {_variant(_WEIGHTS, name) for name in files}
+    variants |= {_variant(_SHARD_INDEX, name) for name in files}
     return FP16 if FP16 in variants and "" not in variants else ""
 
 
@@ -107,14 +109,18 @@ def shards_of(index: bytes) -> set[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("the index of the shards cannot be used") from error
     if not shards or not all(
-        isinstance(shard, str) and _WEIGHTS.fullmatch(shard) for shard in shards
+        isinstance(shard, str) and _SHARD.fullmatch(shard) for shard in shards
     ):
         raise ValueError("the index names shards that are none")
     return shards
 
 
-def is_shard_index(name: str) -> bool:
-    return _SHARD_INDEX.fullmatch(name) is not None
+def shard_index_of(files: Collection[str]) -> str:
+    """The index of the shards that a part's weights come in; "" if they come in one file."""
+    if any("-of-" not in name for name in weights_of(files)):
+        return ""
+    variant = variant_of(files)
+    return next((name for name in files if _variant(_SHARD_INDEX, name) == variant), "")
 
 
 def _variant(pattern: re.Pattern[str], name: str) -> str | None:

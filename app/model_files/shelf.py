@@ -104,7 +104,7 @@ class ModelShelf:
             if card is None:
                 stale = time.monotonic() - standing.looked > _LOOK_SECONDS
             else:  # it may have been taken away by hand
-                stale = card.family != "fake" and not Path(card.source).exists()
+                stale = card.has_files and not Path(card.source).exists()
             if stale and standing.download is None and not standing.leaving:
                 self._look(standing)
             return standing.local
@@ -310,7 +310,7 @@ class ModelShelf:
         card, wrong = standing.card, ""
         local: ModelCard | None = card
         files: tuple[FileState, ...] = ()
-        if card.family != "fake":
+        if card.has_files:
             wrong = next(filter(None, (one.missing(self._cache) for one in places_of(card))), "")
             local = None if wrong else localised(card, self._cache)
             if local is not None:

@@ -8,14 +8,18 @@ jobs go on; each job keeps its place by the time of its submission; progress sta
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from app.domain.errors import EaselError, ModelUnavailable
 from app.job_board import JobBoard
 from app.model_files.shelf import ModelShelf
 from app.model_files.state import ModelFiles
+from app.scheduling.forecast import Outlook
 from app.scheduling.schedule import Entry
+
+_log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
 _TELL_SECONDS = 1.0
@@ -29,21 +33,21 @@ _UNKNOWN_SECONDS = 1800.0
 
 
 class Arrivals:
-    """`rest` gives the seconds that a job takes once its model is here, `admit` queues it with what
-    it needs, `fail` ends it."""
+    """`outlooks` tells what a job could expect if its model were here, `admit` queues it with what it
+    needs, `fail` ends it."""
 
     def __init__(
         self,
         shelf: ModelShelf,
         board: JobBoard,
+        outlooks: Callable[[Entry], Mapping[str, Outlook]],
         *,
-        rest: Callable[[Entry], float],
         admit: Callable[[Entry], None],
         fail: Callable[[Entry, EaselError], None],
     ) -> None:
         self._shelf = shelf
         self._board = board
-        self._rest = rest
+        self._outlooks = outlooks
         self._admit = admit
         self._fail = fail
         self._entries: dict[str, Entry] = {}
@@ -76,7 +80,12 @@ class Arrivals:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             for entry in self.entries():
-                self._look(entry)
+                try:
+                    self._look(entry)
+                except Exception:  # one job must not keep all others waiting
+                    _log.exception("job %s", entry.job.id)
+                    self.drop(entry.job.id)
+                    self._fail(entry, EaselError("The server made a mistake; its log says more."))
 
     def _look(self, entry: Entry) -> None:
         model = entry.card.id
@@ -103,7 +112,7 @@ class Arrivals:
             return
         self._told[entry.job.id] = (now, files.bytes_done, files.bytes_total)
         share = files.bytes_done / files.bytes_total if files.bytes_total else 0.0
-        seconds = _seconds(files) + self._rest(entry)
+        seconds = _seconds(files) + self._outlooks(entry)[entry.job.id].end
         message = _message(entry.card.id, files)
         self._board.publish(entry.job.id, entry.meter.fetch(share, seconds, message, now))
 

@@ -25,25 +25,23 @@ class Expectations:
         self.times = times
         self.profiles = profiles
         self._memory_of = memory_of
-        self._memory: dict[tuple[str, str], int] = {}
+        self._memory: dict[tuple[str, str], tuple[str, int]] = {}
         self._alike: dict[Hashable, Standing] = {}
         """What waiting jobs of one kind cost, until more is learnt."""
 
     def memory(self, card: ModelCard, device: str) -> int:
-        """Bytes of the model's weights; 0 where that is not known. Reads files the first time."""
+        """Bytes of the model's weights; 0 where that is not known. Reads files the first time, and
+        again when the card has another source: its files were fetched meanwhile."""
         name = (card.id, device)
-        if name not in self._memory:
-            self._memory[name] = self._memory_of(card, device)
-        return self._memory[name]
-
-    def forget_memory(self, model: str) -> None:
-        """The model's files have changed: they are read anew."""
-        self._memory = {name: size for name, size in self._memory.items() if name[0] != model}
-        self._alike.clear()
+        known = self._memory.get(name)
+        if known is None or known[0] != card.source:
+            known = self._memory[name] = (card.source, self._memory_of(card, device))
+            self._alike.clear()
+        return known[1]
 
     def memory_of_held(self, models: Iterable[str], device: str) -> dict[str, int]:
         """The same for models that are held, by their ids."""
-        return {model: self._memory.get((model, device), 0) for model in models}
+        return {model: self._memory.get((model, device), ("", 0))[1] for model in models}
 
     def cap(self, request: GenerationRequest, device: str) -> int:
         """How many pictures like these may share a forward: 1 where rounding would matter."""

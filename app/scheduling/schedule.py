@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
+from app.domain.request import GenerationRequest
+from app.engines.base import Sharing
 from app.scheduling.admission import Room, Standing, may_start, next_to_start, rank_beside
 from app.scheduling.expectations import Expectations, device_kind
 from app.scheduling.fair_queue import FairQueue, Ticket
+from app.scheduling.fallback import Fallback
 from app.scheduling.forecast import Outlook, Place, forecast
-from app.workers.base import Run, SlotInfo
+from app.workers.base import Run, RunSpec, SlotInfo
 
 BOOT_SECONDS = 10.0
 """What the start of a worker is taken to cost in a forecast: mostly the import of torch."""
@@ -32,7 +35,8 @@ _SHARE_OF_TIME = 0.1
 
 
 class Entry(msgspec.Struct, eq=False, kw_only=True):
-    """A job between submission and end.
+    """A job between submission and end. Its `request` is the job's, or what is drawn in its place;
+    it is `drawn_alone` where it may be what killed a worker.
 
     While it runs, it has a `rank` and a `slot`, where its model was `loaded` before, or not; it
     `shared` the slot when another job ran there as well. Its
@@ -41,8 +45,11 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
 
     job: Job
     card: ModelCard
+    request: GenerationRequest
     meter: ProgressMeter
     ticket: Ticket
+    fallback: Fallback
+    drawn_alone: bool = False
     attempt: int = 1
     deaths: int = 0
     told_position: int = 0
@@ -101,7 +108,7 @@ class Schedule:
         neighbours = [other for other in self.running.values() if other.slot == slot.id]
         for one in (entry, *neighbours):
             one.shared = one.shared or bool(neighbours)
-        request, device = entry.job.request, device_kind(slot.device)
+        request, device = entry.request, device_kind(slot.device)
         entry.loaded = entry.card.id in self._room(slot).held
         if not entry.loaded:
             self._swapped[slot.id] = now
@@ -113,6 +120,27 @@ class Schedule:
         del self.waiting[job_id]
         self.running[job_id] = entry
         self._stale_at = 0.0
+
+    def spec(
+        self,
+        entry: Entry,
+        slot: SlotInfo,
+        stall_s: float,
+        local: Callable[[str], ModelCard | None],
+    ) -> RunSpec:
+        """What the slot is to run for a job that has started there."""
+        upscaler = entry.request.upscaler
+        cap = self.expectations.cap(entry.request, device_kind(slot.device))
+        return RunSpec(
+            run_id=f"{entry.job.id}.{entry.attempt}",
+            attempt=entry.attempt,
+            epoch=slot.epoch,
+            card=entry.card,
+            request=entry.request,
+            sharing=Sharing(rank=entry.rank, batch=cap),
+            upscaler=local(upscaler) if upscaler else None,
+            stall_s=stall_s,
+        )
 
     def end(self, entry: Entry, seconds: float | None) -> None:
         """The job runs no more. `seconds` is what it cost, if that is known."""
@@ -246,21 +274,20 @@ class Schedule:
         found = []
         for entry in self.running.values():
             if entry.slot == slot.id and not entry.ended:
-                job = entry.job
                 standing = self.expectations.running(
-                    job.id, entry.card, job.request, device, entry.rank, entry.meter, now
+                    entry.job.id, entry.card, entry.request, device, entry.rank, entry.meter, now
                 )
-                standing.alone = entry.attempt > 1
+                standing.alone = entry.drawn_alone
                 found.append(standing)
         return found
 
     def _waiting(self, entry: Entry, device: str, now: float) -> Standing:
-        job, rank = entry.job, self._queue.rank(entry.ticket, now)
+        rank = self._queue.rank(entry.ticket, now)
         if entry.standing is None:
             entry.standing = self.expectations.waiting(
-                job.id, entry.card, job.request, device, rank
+                entry.job.id, entry.card, entry.request, device, rank
             )
-            entry.standing.alone = entry.attempt > 1
+            entry.standing.alone = entry.drawn_alone
         entry.standing.rank = rank
         entry.standing.patience = self._queue.patience(entry.ticket, now)
         return entry.standing

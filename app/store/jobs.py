@@ -87,6 +87,7 @@ _APPEND = (
     .where(JOBS.c.seq == bindparam("of"))
     .values({name: bindparam(f"new_{name}") for name in (
         "status", "attempt", "last_event", "changed", "waited", "started", "ended", "bytes",
+        "model", "size",
     )})
 )  # fmt: skip
 
@@ -318,4 +319,6 @@ def _changed(at: _Known) -> dict[str, Any]:
         "new_started": at.started,
         "new_ended": job.changed if job.ended else None,
         "new_bytes": at.bytes,
+        "new_model": job.request.model,
+        "new_size": job.request.size,
     }

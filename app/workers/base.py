@@ -46,7 +46,7 @@ class SlotInfo(msgspec.Struct, frozen=True):
 
 class RunSpec(msgspec.Struct, frozen=True):
     """One dispatch. The run is lost when nothing is heard of it for `stall_s` seconds
-    (`load_stall_s` while its model is loading)."""
+    (`load_stall_s` while its model is loading). `upscaler` enlarges what was drawn."""
 
     run_id: str
     attempt: int
@@ -54,6 +54,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     card: ModelCard
     request: GenerationRequest
     sharing: Sharing = ALONE
+    upscaler: ModelCard | None = None
     stall_s: float = 120.0
     load_stall_s: float = 1800.0
 

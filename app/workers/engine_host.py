@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
-from app.domain.events import PhaseStarted, Waited
+import msgspec
+
+from app.domain.errors import ModelUnavailable
+from app.domain.events import EngineEvent, ImageFinished, PhaseStarted, Waited
+from app.domain.memory_plan import NO_LIMIT, Room
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest
-from app.engines.base import ALONE, Engine, Report, Sharing
+from app.engines.base import ALONE, Engine, Enlarging, Report, Sharing
 from app.engines.turnstile import Turnstile
-from app.workers.budget import Budget
+from app.workers.budget import Budget, memory_of_machine
 from app.workers.residency import Residency
 from app.workers.second_try import Retelling, shortage
 from app.workers.wire import Held
@@ -19,12 +24,17 @@ from app.workers.wire import Held
 _log = logging.getLogger(__name__)
 
 
-def engine_for(card: ModelCard, turnstile: Turnstile) -> Engine:
-    """An engine, not yet loaded, for the card's family. Torch is imported here and not before."""
+def engine_for(card: ModelCard, turnstile: Turnstile, room: Room = NO_LIMIT) -> Engine:
+    """An engine, not yet loaded, for the card's family, with `room` for a model that is alone. Torch is
+    imported here and not before."""
     if card.family == "fake":
         from app.engines.fake import FakeEngine
 
         return FakeEngine(turnstile)
+    if card.family == "upscaler":
+        from app.engines.upscaler import Upscaler
+
+        return Upscaler(turnstile)
     from app.engines import diffusion_transformer, flux, stable_diffusion
     from app.engines.diffusers_engine import DiffusersEngine
 
@@ -33,7 +43,7 @@ def engine_for(card: ModelCard, turnstile: Turnstile) -> Engine:
         "flux": flux.RECIPES,
         "diffusion_transformer": diffusion_transformer.RECIPES,
     }
-    return DiffusersEngine(families[card.family], turnstile)
+    return DiffusersEngine(families[card.family], turnstile, room)
 
 
 def _use_all_cores() -> None:
@@ -58,8 +68,10 @@ class EngineHost:
         changed: Callable[[Held], None],
         *,
         memory: int = 0,
-        make: Callable[[ModelCard, Turnstile], Engine] = engine_for,
+        make: Callable[[ModelCard, Turnstile], Engine] | None = None,
     ) -> None:
+        room = Room(budget.room_on(device, memory).alone, memory_of_machine())
+        make = make or partial(engine_for, room=room)
         self._on_cpu = device == "cpu"
         turnstile = self._turnstile = Turnstile(
             overlap=device.startswith("cuda"),
@@ -88,8 +100,33 @@ class EngineHost:
         request: GenerationRequest,
         report: Report,
         sharing: Sharing = ALONE,
+        upscaler: ModelCard | None = None,
     ) -> None:
-        """Bring the model if need be and draw. Raises what `Engine.load` and `.generate` raise."""
+        """Bring the model if need be and draw; then the same with the `upscaler`, for each picture.
+
+        Raises what `Engine.load` and `.generate` raise.
+        """
+        if upscaler is None:
+            self._draw(card, request, report, sharing)
+            return
+        drawn: list[ImageFinished] = []
+
+        def keep(event: EngineEvent) -> None:
+            if isinstance(event, ImageFinished):
+                drawn.append(event)
+            report(Waited() if isinstance(event, ImageFinished) else event)
+
+        small = msgspec.structs.replace(request, output_format="png", upscale=1, upscaler="")
+        self._draw(card, small, keep, sharing)
+        with self._using(upscaler, lambda: report(Waited())) as engine:
+            if not isinstance(engine, Enlarging):
+                raise ModelUnavailable(f"Model {upscaler.id} is no upscaler.")
+            for image in drawn:
+                engine.enlarge(image, request, report, sharing)
+
+    def _draw(
+        self, card: ModelCard, request: GenerationRequest, report: Report, sharing: Sharing
+    ) -> None:
         report(PhaseStarted("initializing"))
         report(PhaseStarted("loading_model"))
         with self._using(card, lambda: report(Waited())) as engine:

@@ -10,10 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from app.domain.errors import Cancelled, EaselError, ModelUnavailable, OutOfMemory, error_from
+from app.domain.memory_plan import Room
 from app.domain.model_card import ModelCard
 from app.engines.base import Engine
+from app.engines.fitting import bytes_needed, plan_for
 from app.engines.weight_bytes import weight_bytes
-from app.workers.budget import AT_HOME, Budget, gigabytes
+from app.workers.budget import AT_HOME, Budget, gigabytes, memory_of_machine
 from app.workers.resident import Failure, Parkable, Resident
 from app.workers.wire import Held
 
@@ -70,7 +72,7 @@ class Residency:
         and its exception ends the wait but not the loading. Raises what `Engine.load` raises."""
         with self._news:
             known = self._models.get(card.id)
-        size = known.size if known else weight_bytes(card, self._device)
+        size = known.size if known else self._size_of(card)
         came = time.monotonic()
         model: Resident | None = None
         try:
@@ -132,6 +134,11 @@ class Residency:
         with self._news:
             self._closed = True
             self._news.notify_all()
+
+    def _size_of(self, card: ModelCard) -> int:
+        """Bytes on the device of a model that was never here. Raises OutOfMemory if no plan fits."""
+        plan = plan_for(card, self._device, Room(self.room.alone, memory_of_machine()))
+        return bytes_needed(plan, weight_bytes(card, self._device))
 
     # -- who comes, and who goes for it; all with the lock held ------------------------------------
 

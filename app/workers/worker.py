@@ -97,7 +97,9 @@ class Worker:
             told = time.monotonic()
             self._send(Happened(spec.run_id, event))
 
-        outcome = _outcome(lambda: self._host.run(spec.card, spec.request, report, spec.sharing))
+        outcome = _outcome(
+            lambda: self._host.run(spec.card, spec.request, report, spec.sharing, spec.upscaler)
+        )
         with self._lock:
             self._live.discard(spec.run_id)
             self._cancelled.discard(spec.run_id)

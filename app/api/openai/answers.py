@@ -33,6 +33,7 @@ _PATCH = 16
 
 class Image(msgspec.Struct, omit_defaults=True):
     seed: int
+    revised_prompt: str | None = None
     b64_json: msgspec.Raw | None = None
     url: str | None = None
 
@@ -41,7 +42,7 @@ def settings_of(job: Job, quality: str | None) -> dict[str, Any]:
     """What was really drawn; OpenAI's types want concrete words here, never "auto"."""
     request = job.request
     return {
-        "size": request.size,
+        "size": "{}x{}".format(*request.picture_sides),
         "output_format": request.output_format,
         "background": "opaque",
         "quality": quality if quality in ("low", "medium", "high") else "medium",
@@ -77,6 +78,7 @@ async def whole_answer(
         **settings_of(job, quality),
         "usage": usage_of(job, job.request.n),
         "model": job.request.model,
+        "requested_model": job.request.asked,
         "job_id": job.id,
         **service.preset_of(job.request),
     }
@@ -87,15 +89,21 @@ async def images_of(
     request: Request[Any, Any, Any], service: ImageService, job: Job, *, url: bool
 ) -> list[Image]:
     images = []
+    revised = revised_prompt(job)
     for index in sorted(job.images):
         image = job.images[index]
         if url:
             address = f"{str(request.base_url).rstrip('/')}{service.archive.link(image.image_id)}"
-            images.append(Image(image.seed, url=address))
+            images.append(Image(image.seed, revised, url=address))
         else:
             stored = await service.image(image.image_id)
-            images.append(Image(image.seed, b64_json=b64(stored.data)))
+            images.append(Image(image.seed, revised, b64_json=b64(stored.data)))
     return images
+
+
+def revised_prompt(job: Job) -> str | None:
+    """What was drawn, if a style put words around what was asked for."""
+    return job.request.prompt if job.request.styled else None
 
 
 def b64(data: bytes) -> msgspec.Raw:
@@ -158,6 +166,8 @@ async def openai_frames(
                     "image_index": index,
                     "job_id": job.id,
                 }
+                if revised := revised_prompt(job):
+                    body["revised_prompt"] = revised
                 yield sse(kind, body)
             case Failed() | Expired() | JobCancelled():
                 yield sse("error", {"type": "error", **envelope_of(error_in(event))})

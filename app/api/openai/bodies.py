@@ -26,7 +26,6 @@ IGNORED = (
     "user",
     "safety_identifier",
     "moderation",
-    "style",
     "complexity",
     "input_fidelity",
     "frame_count",
@@ -40,7 +39,7 @@ REFUSED = {
 }
 """Fields that would change the meaning of a request if they were ignored."""
 
-B = TypeVar("B", bound="GenerationBody")
+B = TypeVar("B", bound=PictureFields)
 
 
 class GenerationBody(PictureFields):
@@ -129,9 +128,7 @@ class Upload:
         try:
             return kind.model_validate(self.texts, strict=False)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            name = str(first["loc"][0]) if first["loc"] else "body"
-            raise InvalidRequest(f"{name}: {first['msg']}.", param=name) from error
+            raise refused(error) from error
 
     def onto(self, arguments: Arguments) -> Arguments:
         """The arguments with the pictures, and the size that they suggest."""
@@ -155,6 +152,13 @@ async def _picture(value: object, param: str) -> bytes:
     if not isinstance(value, UploadFile):
         raise InvalidRequest(f"{param} must be a file.", param=param)
     return checked(await value.read(), param)
+
+
+def refused(error: ValidationError) -> InvalidRequest:
+    """The first of the mistakes in a body."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "body"
+    return InvalidRequest(f"{name}: {first['msg']}.", param=name)
 
 
 def attempt_of(request: Request[Any, Any, Any], digest: str, owner: str) -> Attempt:

@@ -1,0 +1,40 @@
+"""Which plan of memory a model is loaded by. Needs no torch."""
+
+from __future__ import annotations
+
+from app.domain.errors import OutOfMemory
+from app.domain.memory_plan import Needs, Plan, Room, Weights, choose, plans, refusal
+from app.domain.model_card import ModelCard
+from app.engines.weight_bytes import precision_for, weight_counts
+
+
+def plans_for(card: ModelCard, floats: Weights) -> list[Plan]:
+    """All ways to draw pictures of the model's default size, the best first; none where nothing tells
+    what it is made of."""
+    parts = weight_counts(card)
+    if not parts:
+        return []
+    size = card.defaults
+    return plans(Needs(parts), width=size.width, height=size.height, floats=floats, quantised=())
+
+
+def plan_for(card: ModelCard, device: str, room: Room) -> Plan | None:
+    """The best plan that fits into the `room`; None where the model just stays whole: on devices whose
+    memory is the machine's own, or of unknown size, and where its size is not known.
+
+    Raises OutOfMemory, with what would fit.
+    """
+    if not room.vram or not device.startswith(("cuda", "xpu")):
+        return None
+    ways = plans_for(card, precision_for(card, device))
+    if not ways:
+        return None
+    plan = choose(ways, room)
+    if plan is None:
+        raise OutOfMemory(f"Model {card.id} does not fit. {refusal(ways, room)}")
+    return plan
+
+
+def bytes_needed(plan: Plan | None, whole: int) -> int:
+    """Bytes on the device that count for a model: its weights, or what a plan for less comes to."""
+    return whole if plan is None or plan.residency == "resident" else plan.vram
