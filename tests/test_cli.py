@@ -188,3 +188,21 @@ def test_bench_says_what_is_wrong(tmp_path: Path, words: tuple[str, ...], told: 
     assert done.returncode == 2
     assert told in " ".join(done.stderr.split())
     assert done.stdout == ""
+
+
+def test_plan_tells_how_a_model_would_fit(tmp_path: Path) -> None:
+    done = easel("models", "plan", "flux-schnell", "--vram", "6", "--ram", "64", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("flux-schnell: bfloat16, its layers take turns on the device; ")
+    told = easel(
+        *("models", "plan", "FLUX.1-schnell", "--vram", "48", "--ram", "64", "--json"),
+        folder=tmp_path,
+    )
+    plan = json.loads(told.stdout)
+    assert (plan["residency"], plan["weights"], plan["tiled"]) == ("resident", "bfloat16", False)
+    assert 33e9 < plan["vram"] < 40e9
+    small = easel("models", "plan", "flux-dev", "--vram", "2", "--ram", "64", folder=tmp_path)
+    assert small.returncode == 1
+    assert "at least" in small.stderr
+    for words in (("nothing-here", "--vram", "8"), ("sdxl", "--vram", "8", "--dtype", "int3")):
+        assert easel("models", "plan", *words, folder=tmp_path).returncode == 2

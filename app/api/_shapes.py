@@ -236,7 +236,8 @@ class Forgotten(msgspec.Struct):
 class Estimate(msgspec.Struct):
     """Half of such jobs are done after `eta_seconds`, nine of ten after `eta_seconds_p90`.
 
-    `memory_bytes` is what the model's weights take; 0 where that is not known.
+    `memory_bytes` is what the model's weights take; 0 where that is not known. `memory_plan` says how a
+    GPU would hold them; null where they just stay on the device.
     """
 
     model: str
@@ -248,6 +249,7 @@ class Estimate(msgspec.Struct):
     queue_position: int
     model_held: bool
     memory_bytes: int
+    memory_plan: str | None
 
 
 class DiffuGenPicture(msgspec.Struct):

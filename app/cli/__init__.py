@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from app.cli import drawing, history, measuring, models, serving, styles
+from app.cli import drawing, history, measuring, models, planning, serving, styles
 from app.cli._shell import shell, stop
 from app.settings import ConfigurationError
 
-__all__ = ["drawing", "history", "main", "measuring", "models", "serving", "styles"]
+__all__ = ["drawing", "history", "main", "measuring", "models", "planning", "serving", "styles"]
 
 
 def main() -> None:

@@ -35,6 +35,15 @@ def plan_for(card: ModelCard, device: str, room: Room) -> Plan | None:
     return plan
 
 
+def plan_told(card: ModelCard, device: str, room: Room) -> str | None:
+    """The plan in words, or why there is none; None where no plan is needed."""
+    try:
+        plan = plan_for(card, device, room)
+    except OutOfMemory as error:
+        return error.message
+    return plan.sentence if plan else None
+
+
 def bytes_needed(plan: Plan | None, whole: int) -> int:
     """Bytes on the device that count for a model: its weights, or what a plan for less comes to."""
     return whole if plan is None or plan.residency == "resident" else plan.vram

@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from app.domain.job import Job
+from app.domain.memory_plan import Room as Memory
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
 from app.domain.request import GenerationRequest
 from app.engines.base import Sharing
+from app.engines.fitting import plan_told
 from app.scheduling.admission import Room, Standing, may_start, next_to_start, rank_beside
 from app.scheduling.expectations import Expectations, device_kind
 from app.scheduling.fair_queue import FairQueue, Ticket
 from app.scheduling.fallback import Fallback
 from app.scheduling.forecast import Outlook, Place, forecast
 from app.workers.base import Run, RunSpec, SlotInfo
+from app.workers.budget import memory_of_machine
 
 BOOT_SECONDS = 10.0
 """What the start of a worker is taken to cost in a forecast: mostly the import of torch."""
@@ -64,13 +67,15 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """What a job submitted now could expect. Seconds are until its end; bytes are 0 if not known."""
+    """What a job submitted now could expect. Seconds are until its end; bytes are 0 if not known.
+    `memory_plan` says how a GPU would hold the model; None where it just does."""
 
     eta_seconds: float
     eta_seconds_p90: float
     queue_position: int
     model_held: bool
     memory_bytes: int
+    memory_plan: str | None
 
 
 class Schedule:
@@ -228,6 +233,7 @@ class Schedule:
             queue_position=order.index(guest.job.id) + 1,
             model_held=guest.card.id in held,
             memory_bytes=self.expectations.memory(guest.card, device),
+            memory_plan=_memory_plan(guest, slots.values()),
         )
 
     def remaining(
@@ -295,6 +301,13 @@ class Schedule:
 
 def _held_by(slots: Iterable[SlotInfo]) -> set[str]:
     return {model for slot in slots for model in slot.models}
+
+
+def _memory_plan(guest: Entry, slots: Iterable[SlotInfo]) -> str | None:
+    """How the first device would hold the model."""
+    for slot in slots:
+        return plan_told(guest.card, slot.device, Memory(slot.memory, memory_of_machine()))
+    return None
 
 
 def _given(guest: Entry | None) -> Entry:
