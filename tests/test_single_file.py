@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.errors import ModelUnavailable
 from app.domain.model_card import Defaults, ModelCard
+from app.engines.host_copy import HostCopy
 from app.engines.weight_bytes import weight_bytes
 from app.engines.weights import load_pipeline
 from app.settings import BUNDLED
@@ -225,3 +226,14 @@ def test_a_base_that_lacks_something_or_holds_code_is_refused(
 def test_what_is_no_transformer_does_not_come_as_gguf(tmp_path: Path, sd_base: Path) -> None:
     file = as_gguf(FLUX / FLUX_WEIGHTS, tmp_path / "flux.gguf")
     assert "GGUF" in refusal(card_of(file, sd_base))
+
+
+def test_quantised_weights_can_wait_in_host_memory(tmp_path: Path, flux_base: Path) -> None:
+    file = as_gguf(FLUX / FLUX_WEIGHTS, tmp_path / "flux.gguf", "Q4_0")
+    pipeline = load_pipeline(card_of(file, flux_base), FluxPipeline, "cpu")
+    given = {"guidance_scale": 0.0, "max_sequence_length": 32}
+    before = drawn(pipeline, **given)
+    copy = HostCopy([pipeline.transformer], "cpu", pin=True)
+    copy.to_host()
+    copy.to_device()
+    assert np.array_equal(drawn(pipeline, **given), before)
