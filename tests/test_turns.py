@@ -19,7 +19,7 @@ from app.domain.errors import OutOfMemory
 from app.domain.memory_plan import NO_LIMIT, STAYS, Plan, Room
 from app.domain.model_card import ModelCard
 from app.domain.request import Arguments
-from app.engines import diffusers_engine, turns
+from app.engines import diffusers_engine, turns, weights
 from app.engines.base import ALONE, Sharing
 from app.engines.diffusers_engine import DiffusersEngine
 from app.engines.fitting import bytes_needed, plan_for, plan_told
@@ -49,7 +49,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels round by where in memory weights begin, too: in a file that is wherever it is."""
-    load = diffusers_engine.load_pipeline
+    load = weights.load_pipeline
 
     def copied(*args: Any, **named: Any) -> Any:
         pipeline = load(*args, **named)
