@@ -73,7 +73,7 @@ class Atelier:
         )
         self._engine = DiffusersEngine({arch.pipeline: self._prompts.recipe})
         # The engine loads from a folder; this one was made in place.
-        with patch.object(diffusers_engine, "load_pipeline", lambda *_: pipeline):
+        with patch.object(diffusers_engine, "load_pipeline", lambda *_, **__: pipeline):
             self._engine.load(self._card, device)
 
     def engine(self, count: int) -> float:
