@@ -52,7 +52,7 @@ def bare(folder: Path, target: Path, *weights: str) -> Path:
 
 
 def drawn(pipeline: Any, **given: Any) -> np.ndarray[Any, Any]:
-    pipeline.set_progress_bar_config(disable=True)
+    zoo.aligned(pipeline).set_progress_bar_config(disable=True)
     with torch.inference_mode():
         image = pipeline(
             "a red circle",

@@ -32,6 +32,7 @@ from app.settings import load_cards
 from app.workers.budget import Budget
 from app.workers.engine_host import engine_for
 from app.workers.residency import Residency
+from tests import zoo
 from tests.kinds import KINDS, MASK, PICTURE, SIDE, card_of, save
 from tests.painter import pictures, png
 
@@ -48,17 +49,12 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _aligned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels round by where in memory weights begin, too: in a file that is wherever it is."""
     load = weights.load_pipeline
 
-    def copied(*args: Any, **named: Any) -> Any:
-        pipeline = load(*args, **named)
-        for part in pipeline.components.values():
-            for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
-                weight.data = weight.data.clone()
-        return pipeline
+    def loaded_anew(*args: Any, **named: Any) -> Any:
+        return zoo.aligned(load(*args, **named))
 
-    monkeypatch.setattr(diffusers_engine, "load_pipeline", copied)
+    monkeypatch.setattr(diffusers_engine, "load_pipeline", loaded_anew)
 
 
 @pytest.fixture(autouse=True)
