@@ -231,6 +231,8 @@ def test_only_a_device_with_memory_of_its_own_needs_a_plan(house: Path) -> None:
     wanted = card(house, "sd")
     plenty = Room(80 * 10**9, 64 * 10**9)
     assert plan_for(wanted, "cpu", plenty) is None
+    assert plan_for(wanted, "cuda:0", plenty) is None  # it is tiny
+    wanted = wanted.model_copy(update={"source": "/nowhere", "parameters": {"unet": 10**9}})
     assert plan_for(wanted, "cuda:0", NO_LIMIT) is None
     found = plan_for(wanted, "cuda:0", plenty)
     assert found is not None

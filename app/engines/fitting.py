@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from app.domain.errors import OutOfMemory
-from app.domain.memory_plan import Needs, Plan, Room, Weights, choose, plans, refusal
+from app.domain.memory_plan import BYTES, Needs, Plan, Room, Weights, choose, plans, refusal
 from app.domain.model_card import ModelCard
 from app.engines.weight_bytes import precision_for, weight_counts
+
+_SMALL = 500_000_000
+"""Bytes of weights below which no plan is made: there is nothing to be gained."""
 
 
 def plans_for(card: ModelCard, floats: Weights) -> list[Plan]:
@@ -20,15 +23,16 @@ def plans_for(card: ModelCard, floats: Weights) -> list[Plan]:
 
 def plan_for(card: ModelCard, device: str, room: Room) -> Plan | None:
     """The best plan that fits into the `room`; None where the model just stays whole: on devices whose
-    memory is the machine's own, or of unknown size, and where its size is not known.
+    memory is the machine's own, or of unknown size; and where it is small, or of unknown size itself.
 
     Raises OutOfMemory, with what would fit.
     """
     if not room.vram or not device.startswith(("cuda", "xpu")):
         return None
-    ways = plans_for(card, precision_for(card, device))
-    if not ways:
+    floats = precision_for(card, device)
+    if sum(weight_counts(card).values()) * BYTES[floats] < _SMALL:
         return None
+    ways = plans_for(card, floats)
     plan = choose(ways, room)
     if plan is None:
         raise OutOfMemory(f"Model {card.id} does not fit. {refusal(ways, room)}")

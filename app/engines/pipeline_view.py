@@ -193,5 +193,6 @@ def one_at_a_time(tokenizer: Any) -> None:
         with lock:
             return kind._encode_plus(self, *given, **named)  # noqa: SLF001
 
-    # Calls, `encode` and `tokenize` all go through it.
-    tokenizer.__class__ = type(kind.__name__, (kind,), {"_encode_plus": encode})
+    # Calls, `encode` and `tokenize` all go through it. A saved pipeline names its parts by module.
+    own = {"_encode_plus": encode, "__module__": kind.__module__}
+    tokenizer.__class__ = type(kind.__name__, (kind,), own)
