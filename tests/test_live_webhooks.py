@@ -42,6 +42,8 @@ async def test_a_job_tells_a_server_how_it_goes(tmp_path: Path) -> None:
                     job = answer.headers.get("x-easel-job") or answer.json()["id"]
                     await client.get(f"/jobs/{job}/events")
                     hooks = await server.wait(before + 4)
+                    while hooks[-1].said["type"] == "job.progress":  # more of it, on a busy machine
+                        hooks = await server.wait(len(hooks) + 1)
                     kinds = [hook.said["type"] for hook in hooks[before:]]
                     assert kinds[:3] == ["job.created", "job.started", "job.progress"]
                     assert kinds[-1] == "job.finished"

@@ -70,6 +70,7 @@ def drawn(pipeline: Any, **given: Any) -> np.ndarray[Any, Any]:
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled models hold more than a checkpoint has names for."""
+    zoo.forget()
     folder = tmp_path_factory.mktemp("sd") / "painter"
     zoo.pipeline("StableDiffusionPipeline").save_pretrained(folder)
     return folder

@@ -48,6 +48,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
 def gateway(tmp_path_factory: pytest.TempPathFactory, hub: Mirror) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("cards")
     sd = folder / "sd"
+    zoo.forget()
     zoo.pipeline("StableDiffusionPipeline").save_pretrained(sd)
     file = checkpoint(sd, folder / "sd.safetensors")
     card(folder, "folder", "stable_diffusion", source="sd")

@@ -44,6 +44,7 @@ KINDS_HERE = [name for name in NAMES if name in KINDS] or sorted(KINDS)
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    zoo.forget()
     return tmp_path_factory.mktemp("turns")
 
 

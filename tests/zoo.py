@@ -273,6 +273,14 @@ def pipeline(kind: str) -> Any:
     return built
 
 
+def forget() -> None:
+    """Build all anew: what other tests left in shared parts, such as adapters, would be saved as well."""
+    pipeline.cache_clear()
+    for parts in PARTS.values():
+        cached: Any = parts
+        cached.cache_clear()
+
+
 def aligned(built: Any) -> Any:
     """The pipeline with its weights in memory of their own. Kernels round by where weights begin, too,
     and in a file that is wherever it is."""
