@@ -274,7 +274,7 @@ def pipeline(kind: str) -> Any:
 
 
 def forget() -> None:
-    """Build all anew: what other tests left in shared parts, such as adapters, would be saved as well."""
+    """Build all anew: what other tests left in shared parts, such as adapters, would be saved too."""
     pipeline.cache_clear()
     for parts in PARTS.values():
         cached: Any = parts
