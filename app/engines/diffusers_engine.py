@@ -121,8 +121,8 @@ class DiffusersEngine:
         self._hash.known(wait=_HASH_PATIENCE)
 
     def _offload(self, plan: Plan) -> None:
-        parts = dict(self._loaded.components)
-        parts = {name: one for name, one in parts.items() if isinstance(one, torch.nn.Module)}
+        named = self._loaded.components.items()
+        parts = {name: one for name, one in named if isinstance(one, torch.nn.Module)}
         if STAYS in parts:
             parts.pop(STAYS).to(self._device)
         if plan.residency == "model_offload":

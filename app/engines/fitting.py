@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from app.domain.errors import OutOfMemory
 from app.domain.memory_plan import BYTES, Needs, Plan, Room, Weights, choose, plans, refusal
 from app.domain.model_card import ModelCard
@@ -14,7 +16,10 @@ _SMALL = 500_000_000
 def plans_for(card: ModelCard, floats: Weights) -> list[Plan]:
     """All ways to draw pictures of the model's default size, the best first; none where nothing tells
     what it is made of."""
-    parts = weight_counts(card)
+    return _plans(card, weight_counts(card), floats)
+
+
+def _plans(card: ModelCard, parts: Mapping[str, int], floats: Weights) -> list[Plan]:
     if not parts:
         return []
     size = card.defaults
@@ -30,9 +35,10 @@ def plan_for(card: ModelCard, device: str, room: Room) -> Plan | None:
     if not room.vram or not device.startswith(("cuda", "xpu")):
         return None
     floats = precision_for(card, device)
-    if sum(weight_counts(card).values()) * BYTES[floats] < _SMALL:
+    parts = weight_counts(card)
+    if sum(parts.values()) * BYTES[floats] < _SMALL:
         return None
-    ways = plans_for(card, floats)
+    ways = _plans(card, parts, floats)
     plan = choose(ways, room)
     if plan is None:
         raise OutOfMemory(f"Model {card.id} does not fit. {refusal(ways, room)}")

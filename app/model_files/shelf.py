@@ -127,6 +127,11 @@ class ModelShelf:
             reason = f"Model {model} cannot be used: {standing.wrong}."
             return ModelFiles("unavailable", reason=reason)
 
+    def refusal(self, model: str) -> ModelUnavailable:
+        """Why the model cannot be waited for, where its files are neither here nor on their way."""
+        absent = f"Model {model} is not on this server; it has to be pulled."
+        return ModelUnavailable(self.state(model).reason or absent)
+
     @property
     def models(self) -> list[str]:
         return list(self._models)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from app.domain.errors import EaselError, ModelUnavailable
+from app.domain.errors import EaselError
 from app.job_board import JobBoard
 from app.model_files.shelf import ModelShelf
 from app.model_files.state import ModelFiles
@@ -99,8 +99,7 @@ class Arrivals:
             self._shelf.want(model, entry.job.id)  # it was about to leave before
         elif files.state != "downloading":
             self.drop(entry.job.id)
-            text = files.reason or f"Model {model} is not on this server; it has to be pulled."
-            self._fail(entry, ModelUnavailable(text))
+            self._fail(entry, self._shelf.refusal(model))
             return
         self._tell(entry, files)
 

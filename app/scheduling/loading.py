@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from app.domain.errors import ModelUnavailable, TimedOut, Unavailable
+from app.domain.errors import TimedOut, Unavailable
 from app.domain.model_card import ModelCard
 from app.model_files.shelf import ModelShelf
 from app.scheduling.expectations import Expectations, device_kind
@@ -64,12 +64,8 @@ class Loader:
         self._shelf.want(model, who)
         try:
             while (card := self._shelf.local(model)) is None:
-                files = self._shelf.state(model)
-                if files.state != "downloading":
-                    text = (
-                        files.reason or f"Model {model} is not on this server; it has to be pulled."
-                    )
-                    raise ModelUnavailable(text)
+                if self._shelf.state(model).state != "downloading":
+                    raise self._shelf.refusal(model)
                 await asyncio.sleep(_LOOK_SECONDS)
             return card
         finally:
