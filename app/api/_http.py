@@ -105,6 +105,17 @@ async def add_request_id(message: Message, scope: Scope) -> None:
         MutableScopeHeaders(message)["x-request-id"] = request_id(scope)
 
 
+def say_goodbye(going: Callable[[], bool]) -> Callable[[Message, Scope], Awaitable[None]]:
+    """A `before_send` hook: while the server is `going`, connections end with their answers, so that
+    no proxy sends the next request on one that is about to be closed."""
+
+    async def hook(message: Message, _: Scope) -> None:
+        if message["type"] == "http.response.start" and going():
+            MutableScopeHeaders(message)["connection"] = "close"
+
+    return hook
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -126,7 +137,7 @@ def _answer(
 
 def _on_easel_error(_: Request[Any, Any, Any], error: errors.EaselError) -> Response[Any]:
     headers: dict[str, str] = {}
-    if isinstance(error, errors.QueueFull):
+    if isinstance(error, errors.Unavailable):
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, errors.GenerationFailed):
         headers["x-should-retry"] = "false"  # OpenAI's SDKs would draw it twice more

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import Response, delete, get, put
+from litestar import Request, Response, delete, get, put
 from litestar.di import NamedDependency
+from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from app.api._schema import PICTURE, answers
 from app.api._shapes import Nothing
+from app.report import told
 from app.service import ImageService
 from app.store.pictures import StoredImage
 from app.store.statistics import Report
 
+_TABLES = {"text/plain": Schema(type=OpenAPIType.STRING, description="The same for people.")}
 Days = Annotated[float, QueryParameter(gt=0, le=36_500)]
 
 
@@ -60,15 +63,19 @@ async def remove(image_id: FromPath[str], service: NamedDependency[ImageService]
     return {}
 
 
-@get("/stats", **answers(Report, 400, 503))
+@get("/stats", **answers(Report, 400, 503, also=_TABLES))
 async def stats(
+    request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
     days: Days = 30.0,
     owner: Annotated[str | None, QueryParameter(max_length=256)] = None,
-) -> Report:
+) -> Response[Any]:
     """How long pictures took by model and size, how jobs ended, how long they waited, and who asked,
-    of the last `days`."""
-    return await service.archive.report(since=time.time() - days * 86_400, owner=owner)
+    of the last `days`: JSON, or tables of plain text for a browser and who else asks for text."""
+    report = await service.archive.report(since=time.time() - days * 86_400, owner=owner)
+    if request.headers.get("accept", "").startswith("text/"):
+        return Response(told(report), media_type="text/plain")
+    return Response(report, media_type="application/json")
 
 
 def _picture(stored: StoredImage) -> Response[bytes]:

@@ -6,8 +6,8 @@
     │   ├── ModelInUse           its files cannot go now
     │   ├── KeyReused            an idempotency key that stands for another request
     │   └── NotFound             no such job or picture
-    ├── Unavailable          the same request may work later
-    │   ├── QueueFull            carries the seconds after which to try again
+    ├── Unavailable          the same request may work later; carries the seconds after which
+    │   ├── QueueFull            as many jobs wait as may
     │   └── ShuttingDown         the server is going away
     ├── GenerationFailed     GPU time may have been spent
     │   ├── InvalidOutput        the model produced NaN or infinity
@@ -61,11 +61,14 @@ class NotFound(InvalidRequest):
 
 
 class Unavailable(EaselError):
+    """`retry_after` is the seconds after which to try again, 1 to 59."""
+
     code = "unavailable"
+    retry_after: int = 5
 
 
 class QueueFull(Unavailable):
-    """The queue holds as many jobs as it may; `retry_after` is in seconds, 1 to 59."""
+    """The queue holds as many jobs as it may."""
 
     code = "queue_full"
 
@@ -76,6 +79,7 @@ class QueueFull(Unavailable):
 
 class ShuttingDown(Unavailable):
     code = "server_draining"
+    retry_after = 10
 
 
 class GenerationFailed(EaselError):
