@@ -34,6 +34,8 @@ def test_what_happened_is_counted(tmp_path: Path) -> None:
         long = {"prompt": "x", "model": "lab/slow", "steps": 900}
         job = client.post("/jobs", json=long).json()["id"]
         waiting = client.post("/jobs", json={**body, "priority": "background"}).json()["id"]
+        while not client.get(f"/jobs/{job}").json()["step"]:
+            time.sleep(0.02)
         now = figures(client)
         assert now['easel_jobs_now{priority="interactive",state="running"}'] == 1
         assert now['easel_jobs_now{priority="background",state="waiting"}'] == 1
@@ -63,7 +65,7 @@ def test_what_happened_is_counted(tmp_path: Path) -> None:
 
 def test_workers_that_die_and_errors_are_counted(tmp_path: Path) -> None:
     with running_gateway(tmp_path, fake_settings()) as gateway, gateway.client() as client:
-        body = {"prompt": "x", "model": "lab/slow", "steps": 900, "timeout": 0.3}
+        body = {"prompt": "x", "model": "lab/slow", "steps": 900, "timeout": 1}
         assert client.post("/generate", json=body).status_code == 504
         [worker] = gateway.workers()
         worker.kill()
