@@ -211,7 +211,7 @@ def test_statistics(client: httpx.Client) -> None:
     assert (day["owner"], day["jobs"]) == ("counted", 3)
     for_people = client.get("/stats?owner=counted", headers={"accept": "text/html,*/*"})
     assert for_people.headers["content-type"].startswith("text/plain")
-    assert re.search(r"^fake +128x64 +3 +0\.\d\d s", for_people.text, re.MULTILINE)
+    assert re.search(r"^ ?fake +128x64 +3 +0\.\d\d s", for_people.text, re.MULTILINE)
     assert "3 succeeded; 100.0% succeeded" in for_people.text
 
 

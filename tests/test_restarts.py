@@ -49,7 +49,7 @@ def test_nobody_is_dropped_over_restarts(tmp_path: Path) -> None:
             time.sleep(1)
             crowd.stop()
     assert not crowd.dropped, Counter(crowd.dropped).most_common(5)
-    assert crowd.seen["drawn"] > RESTARTS * 10, crowd.seen
+    assert crowd.seen["drawn"] > RESTARTS * 4, crowd.seen
     assert crowd.seen["sent away"] > 0, "no restart met anybody"
     assert longest < DRAIN + 6
     print(f"\n{RESTARTS} restarts: {dict(crowd.seen)}, longest end {longest:.1f} s")
