@@ -10,7 +10,10 @@ from app.housekeeping import Housekeeping
 from app.job_board import JobBoard
 from app.service import ImageService
 from app.store.database import Database
+from app.store.keys import KeyRing
+from app.store.links import Links
 from app.store.pictures import PictureStore
+from app.store.spending import Ledger
 from app.webhooks.outbox import Webhooks
 
 _LAST_WEBHOOKS = 2.0
@@ -29,7 +32,13 @@ class Gateway:
         pictures: PictureStore,
         housekeeping: Housekeeping,
         webhooks: Webhooks,
+        keys: KeyRing,
+        ledger: Ledger,
+        links: Links,
     ) -> None:
+        self.keys = keys
+        self.ledger = ledger
+        self.links = links
         self.service = service
         self.scheduler = scheduler
         self._board = board

@@ -8,18 +8,33 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, styles, vision
+from app.api import (
+    a1111,
+    diffugen,
+    health,
+    jobs,
+    keys,
+    model_files,
+    openai,
+    pictures,
+    styles,
+    vision,
+)
+from app.api._access import Doorkeeper
+from app.api._gate import Gate, hosts_of
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
-from app.api._schema import BodySchemas, openapi_config
+from app.api._schema import JOB_HEADERS, RATE_HEADERS, BodySchemas, openapi_config
 from app.archive import Archive
 from app.domain.events import NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
+from app.domain.request import GenerationRequest
 from app.engines.upscaler_files import find_upscalers
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
@@ -29,19 +44,23 @@ from app.job_board import JobBoard
 from app.model_files.shelf import ModelShelf
 from app.model_files.usage import Usage
 from app.presets import FILE_NAME, Presets
+from app.reception import Reception
 from app.scheduling.batch_profile import BatchProfiles
 from app.scheduling.expectations import Expectations
 from app.scheduling.limits import SchedulerLimits
 from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
+from app.scheduling.schedule import Schedule
 from app.service import ImageService
 from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
 from app.store.jobs import JobStore
+from app.store.keys import KeyRing
 from app.store.links import Links
 from app.store.pictures import PictureStore
+from app.store.spending import Ledger
 from app.store.statistics import Statistics
 from app.store.timings import Timings
 from app.webhooks.outbox import Webhooks, kind_of
@@ -75,6 +94,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         links = Links.open(settings.data_dir)
     except (StoreRefused, OSError, ValueError) as error:
         raise ConfigurationError(f"the store cannot be used: {error}") from error
+    ring, ledger = KeyRing(database), Ledger(database)
     stored = PictureStore(database, blobs, memory_bytes=settings.image_memory)
     board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
     webhooks = Webhooks(settings.webhook_policy())
@@ -95,6 +115,19 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         BatchProfiles(settings.data_dir / "batch_profiles.json", enabled=settings.batching),
         weight_bytes,
     )
+
+    def expected(request: GenerationRequest, workers: WorkerPool = pool) -> float:
+        return expectations.seconds(request, Schedule.device(workers.slots().values()))
+
+    reception = Reception(
+        allowance=ring.allowance,
+        spent=ledger.today,
+        seconds_of=ledger.of_job,
+        unfinished=board.going_on,
+        expected=expected,
+        max_queue=settings.max_queue,
+        max_bytes=settings.max_waiting_uploads,
+    )
     scheduler = GpuScheduler(
         pool,
         board,
@@ -112,6 +145,8 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         ),
         preload=[cards[name] for name in settings.preload],
         new_id=new_id,
+        spend=ledger.add,
+        may_run=reception.may_run,
     )
     archive = Archive(
         board,
@@ -137,10 +172,15 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         shelf,
         check_webhook=webhooks.check,
         loader=Loader(pool, shelf, expectations),
+        reception=reception,
         metadata=settings.metadata,
     )
-    housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
-    return Gateway(service, scheduler, board, database, stored, housekeeping, webhooks)
+    housekeeping = Housekeeping(
+        times, Timings(database), archive, settings.history_limits(), ledger
+    )
+    return Gateway(
+        service, scheduler, board, database, stored, housekeeping, webhooks, ring, ledger, links
+    )
 
 
 def open_shelf(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelShelf:
@@ -186,7 +226,14 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
     def provide_doors() -> DoorSettings:
         return doors
 
-    return Litestar(
+    doorkeeper = Doorkeeper(
+        gateway.keys,
+        gateway.links,
+        service.reception,
+        keyless=settings.keyless,
+        trust_user_header=settings.trust_user_header,
+    )
+    application = Litestar(
         [
             *openai.HANDLERS,
             Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
@@ -198,7 +245,9 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *styles.HANDLERS,
             *model_files.HANDLERS,
             *health.HANDLERS,
+            keys.door(keys.Desk(gateway.keys, gateway.ledger)),
         ],
+        guards=[doorkeeper.check],
         lifespan=[parts],
         dependencies={
             "service": Provide(provide_service, sync_to_thread=False),
@@ -210,4 +259,21 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
         openapi_config=openapi_config(app.__version__),
         plugins=[BodySchemas(), PydanticPlugin(validate_strict=True)],
         logging_config=None,
+        cors_config=_cors(settings),
     )
+    # Before the routes, and so before what is no route as well; after the request has its id.
+    application.asgi_handler = Gate(
+        application.asgi_handler,
+        hosts_of(settings.allowed_hosts, keyless=settings.keyless),
+        settings.cors_origins,
+        service.reception,
+        log_requests=settings.log_requests,
+    )
+    return application
+
+
+def _cors(settings: Settings) -> CORSConfig | None:
+    if not settings.cors_origins:
+        return None
+    told = [*JOB_HEADERS, *RATE_HEADERS, "x-request-id", "retry-after"]
+    return CORSConfig(allow_origins=list(settings.cors_origins), expose_headers=told)

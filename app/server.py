@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import uvicorn
 
+from app import logs
+from app.gateway import Gateway
 from app.main import build, create_app
 from app.settings import ConfigurationError, Settings
 from app.store.database import StoreRefused
@@ -39,13 +41,10 @@ class _Server(uvicorn.Server):
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigurationError."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logs.set_up(settings.log_format)
     gateway = build(settings)
     try:
-        asyncio.run(gateway.open())
+        asyncio.run(_open(settings, gateway))
     except (StoreRefused, StoreUnavailable) as error:
         raise ConfigurationError(f"the store cannot be used: {error}") from error
     config = uvicorn.Config(
@@ -65,6 +64,26 @@ def run(settings: Settings) -> None:
     gc.freeze()  # what is there now stays: no request waits while the collector looks through it
     _log.info("Easel serves on http://%s", _address(sock))
     _Server(config, lambda: gateway.end_jobs(settings.drain_seconds)).run(sockets=[sock])
+
+
+async def _open(settings: Settings, gateway: Gateway) -> None:
+    """Open the store, and see whether strangers could come in. Raises ConfigurationError, and what
+    `Gateway.open` raises."""
+    await gateway.open()
+    if await gateway.keys.needed():
+        return
+    if not settings.keyless:
+        raise ConfigurationError(
+            f"host {settings.host} can be reached from other machines, and there is no key. Make one "
+            "with `easel keys create NAME`; or keep host = 127.0.0.1; or, if a proxy in front of this "
+            "server asks everybody who they are, and nobody can go around it, say "
+            "proxy_authenticates = true."
+        )
+    if "*" in settings.cors_origins:
+        raise ConfigurationError(
+            'cors_origins = ["*"] lets every page of the internet draw here, as there is no key. Name '
+            "the pages, or make a key with `easel keys create NAME`."
+        )
 
 
 def _address(sock: socket.socket) -> str:
