@@ -245,7 +245,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *styles.HANDLERS,
             *model_files.HANDLERS,
             *health.HANDLERS,
-            keys.door(keys.Desk(gateway.keys, gateway.ledger)),
+            keys.door(keys.KeyDesk(gateway.keys, gateway.ledger)),
         ],
         guards=[doorkeeper.check],
         lifespan=[parts],

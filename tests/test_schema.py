@@ -207,6 +207,7 @@ def known(quick_gateway: Gateway) -> dict[str, str]:
         "model_id": "fake",
         "tag": "fox",
         "owner": "lab",
+        "key_id": "0123456789ab",
     }
 
 

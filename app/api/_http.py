@@ -149,6 +149,8 @@ def _on_easel_error(_: Request[Any, Any, Any], error: errors.EaselError) -> Resp
 
 def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     status = error.status_code
+    if status >= 500:
+        _log.error("request %s failed", request_id(request.scope), exc_info=error)
     extra = getattr(error, "extra", None)
     first = extra[0] if isinstance(extra, list) and extra and isinstance(extra[0], dict) else {}
     if status == 400 and first.get("key"):

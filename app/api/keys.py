@@ -17,7 +17,7 @@ from app.domain.access import Allowance, ApiKey, Scope
 from app.store.keys import KeyRing
 from app.store.spending import Ledger
 
-AtDesk = NamedDependency["Desk"]
+AtDesk = NamedDependency["KeyDesk"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$")]
 
 
@@ -59,7 +59,7 @@ class KeyList(msgspec.Struct):
     keys: list[KeyShown]
 
 
-class Desk:
+class KeyDesk:
     def __init__(self, keys: KeyRing, ledger: Ledger) -> None:
         self.keys = keys
         self.ledger = ledger
@@ -82,39 +82,39 @@ def shown(key: ApiKey, spent: float) -> dict[str, Any]:
     guards=[require_json],
     **answers(KeyShown, *BODY, status=201, access="keys"),
 )
-async def create_key(data: JSONBody[KeyBody], desk: AtDesk) -> dict[str, Any]:
+async def create_key(data: JSONBody[KeyBody], key_desk: AtDesk) -> dict[str, Any]:
     """A new key. Its text is in this answer and nowhere else."""
-    key, text = await desk.keys.create(
+    key, text = await key_desk.keys.create(
         data.name,
         owner=data.owner or data.name,
         scopes=tuple(data.scopes),
         allowance=data.allowance,
     )
-    return {**desk.shown(key), "key": text}
+    return {**key_desk.shown(key), "key": text}
 
 
 @get("/keys", **answers(KeyList, access="keys"))
-async def list_keys(desk: AtDesk) -> dict[str, Any]:
+async def list_keys(key_desk: AtDesk) -> dict[str, Any]:
     """All keys, revoked ones too."""
-    return {"keys": [desk.shown(key) for key in await desk.keys.list()]}
+    return {"keys": [key_desk.shown(key) for key in await key_desk.keys.list()]}
 
 
 @delete("/keys/{key_id:str}", status_code=200, **answers(KeyList, 400, 404, access="keys"))
 async def revoke_key(
-    key_id: FromPath[str], desk: AtDesk, forget: FromQuery[bool] = False
+    key_id: FromPath[str], key_desk: AtDesk, forget: FromQuery[bool] = False
 ) -> dict[str, Any]:
     """Let nobody in with it any more; with `forget`, remove it from the list as well."""
     if forget:
-        await desk.keys.forget(key_id)
+        await key_desk.keys.forget(key_id)
     else:
-        await desk.keys.revoke(key_id)
-    return {"keys": [desk.shown(key) for key in await desk.keys.list()]}
+        await key_desk.keys.revoke(key_id)
+    return {"keys": [key_desk.shown(key) for key in await key_desk.keys.list()]}
 
 
-def door(desk: Desk) -> Router:
+def door(desk: KeyDesk) -> Router:
     """All routes, around one desk."""
     return Router(
         "/",
         route_handlers=[create_key, list_keys, revoke_key],
-        dependencies={"desk": Provide(lambda: desk, sync_to_thread=False)},
+        dependencies={"key_desk": Provide(lambda: desk, sync_to_thread=False)},
     )

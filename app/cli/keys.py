@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.api.keys import Desk, shown
+from app.api.keys import KeyDesk, shown
 from app.cli._shell import console, errors_told, own_address, own_pass, shell, stop
 from app.domain.access import SCOPES, Allowance
 from app.domain.errors import InvalidRequest
@@ -162,5 +162,5 @@ async def _in(database: Database, method: str, path: str, body: Json | None, for
         return {**shown(key, 0.0), "key": text}
     if method == "DELETE":
         await (ring.forget(key_id) if forget else ring.revoke(key_id))
-    desk = Desk(ring, ledger)
+    desk = KeyDesk(ring, ledger)
     return {"keys": [desk.shown(key) for key in await ring.list()]}
