@@ -13,7 +13,10 @@ from app.job_board import JobBoard
 from app.metrics import Metrics
 from app.service import ImageService
 from app.store.database import Database
+from app.store.keys import KeyRing
+from app.store.links import Links
 from app.store.pictures import PictureStore
+from app.store.spending import Ledger
 from app.tracing import Tracing
 from app.webhooks.outbox import Webhooks
 
@@ -33,11 +36,17 @@ class Gateway:
         pictures: PictureStore,
         housekeeping: Housekeeping,
         webhooks: Webhooks,
+        keys: KeyRing,
+        ledger: Ledger,
+        links: Links,
         metrics: Metrics,
         tracing: Tracing | None = None,
         *,
         reread: Callable[[], Catalogue],
     ) -> None:
+        self.keys = keys
+        self.ledger = ledger
+        self.links = links
         self.service = service
         self.scheduler = scheduler
         self.metrics = metrics

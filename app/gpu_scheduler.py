@@ -55,7 +55,7 @@ from app.scheduling.onlooker import Onlooker
 from app.scheduling.queue_news import QueueNews
 from app.scheduling.room import QueueRoom
 from app.scheduling.run_clock import RunClock
-from app.scheduling.schedule import Entry, Estimate, Schedule
+from app.scheduling.schedule import Entry, Estimate, MayRun, Schedule
 from app.scheduling.warm_up import WarmUps
 from app.store.pictures import PictureStore, StoredImage
 from app.workers.base import SlotInfo, WorkerLost, WorkerPool
@@ -68,8 +68,9 @@ _REFRESH_SECONDS = 2.0
 
 
 class GpuScheduler:
-    """One queue in front of all slots of a pool. `new_id` makes ids for pictures. Once it is `closing`,
-    `hurried` may be set: running jobs then get no more time."""
+    """One queue in front of all slots of a pool. `new_id` makes ids for pictures, `spend` is told what
+    a run cost: the owner, the job, and seconds of a device. Once it is `closing`, `hurried` may be set:
+    running jobs then get no more time."""
 
     def __init__(
         self,
@@ -83,6 +84,8 @@ class GpuScheduler:
         preload: Iterable[ModelCard] = (),
         new_id: Callable[[], str],
         onlooker: Onlooker | None = None,
+        spend: Callable[[str, str, float], None] = lambda *_: None,
+        may_run: MayRun = lambda *_: True,
     ) -> None:
         self._pool = pool
         self._board = board
@@ -92,12 +95,13 @@ class GpuScheduler:
         self._limits = limits
         self._new_id = new_id
         self._onlooker = onlooker or Onlooker()
+        self._spend = spend
         queue = FairQueue(
             limits.owner_weights,
             aging_seconds=limits.aging_seconds,
             starvation_seconds=limits.starvation_seconds,
         )
-        self._schedule = Schedule(queue, expectations, limits.max_models)
+        self._schedule = Schedule(queue, expectations, limits.max_models, may_run)
         self._warm_ups = WarmUps(pool, expectations, preload, shelf.local, self._dispatch)
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = QueueNews(self._schedule, board, pool.slots, self._warm_ups.going)
@@ -257,16 +261,7 @@ class GpuScheduler:
         self, request: GenerationRequest, card: ModelCard, *, owner: str, terms: Terms
     ) -> Estimate:
         """What a job submitted now could expect."""
-        now, unix = time.monotonic(), time.time()
-        guest = Job(
-            id="guest",
-            owner=owner,
-            door="",
-            request=request,
-            created=unix,
-            changed=unix,
-            terms=terms,
-        )
+        now, guest = time.monotonic(), Job.imagined(request, owner, terms, time.time())
         entry, slots = self._entry(guest, (card, request), now), self._pool.slots()
         return self._schedule.estimate(entry, slots, self._warm_ups.going(), now)
 
@@ -315,6 +310,7 @@ class GpuScheduler:
             self._onlooker.drew(request.model, measured)
             seconds = sum(measured.values()) - measured.get("loading_model", 0.0)
             self._shelf.note(entry.card.id, None)
+            self._charge(entry)
             self._end(entry, Succeeded())
         except Cancelled:
             self._end(entry, JobCancelled())
@@ -335,12 +331,18 @@ class GpuScheduler:
             _log.exception("job %s", job.id)
             self._fail(entry, EaselError("The server made a mistake; its log says more."))
         finally:
+            self._charge(entry)
             await run.aclose()
             self._schedule.end(entry, 0.0 if again else seconds)
             if again:  # with a fresh meter: its progress starts over
                 self._arrivals.add(self._entry(job, again, entry.ticket.since, entry))
             if not self.closing:
                 self._dispatch()
+
+    def _charge(self, entry: Entry) -> None:
+        """Tell what the run has cost, once; however it ends."""
+        if seconds := entry.meter.charge(time.monotonic()):
+            self._spend(entry.job.owner, entry.job.id, seconds)
 
     def _instead(self, entry: Entry, error: EaselError, *, loading: bool) -> Choice | None:
         """What is to be drawn after a run has failed; nothing, and the job has failed as well."""

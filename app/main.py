@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
@@ -18,6 +19,7 @@ from app.api import (
     diffugen,
     health,
     jobs,
+    keys,
     metrics,
     model_files,
     openai,
@@ -25,14 +27,17 @@ from app.api import (
     styles,
     vision,
 )
+from app.api._access import Doorkeeper
+from app.api._gate import Gate, hosts_of
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id, say_goodbye
-from app.api._schema import BodySchemas, openapi_config
+from app.api._schema import JOB_HEADERS, RATE_HEADERS, BodySchemas, openapi_config
 from app.api._tracing import Traced
 from app.archive import Archive
 from app.catalogue import Catalogue
 from app.domain.events import NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
+from app.domain.request import GenerationRequest
 from app.engines.upscaler_files import find_upscalers
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
@@ -43,19 +48,23 @@ from app.metrics import Metrics
 from app.model_files.shelf import ModelShelf
 from app.model_files.usage import Usage
 from app.presets import FILE_NAME, Presets
+from app.reception import Reception
 from app.scheduling.batch_profile import BatchProfiles
 from app.scheduling.expectations import Expectations
 from app.scheduling.limits import SchedulerLimits
 from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
+from app.scheduling.schedule import Schedule
 from app.service import ImageService
 from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
 from app.store.jobs import JobStore
+from app.store.keys import KeyRing
 from app.store.links import Links
 from app.store.pictures import PictureStore
+from app.store.spending import Ledger
 from app.store.statistics import Statistics
 from app.store.timings import Timings
 from app.tracing import Tracing, TracingMissing
@@ -83,6 +92,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         links = Links.open(settings.data_dir)
     except (StoreRefused, OSError, ValueError) as error:
         raise ConfigurationError(f"the store cannot be used: {error}") from error
+    ring, ledger = KeyRing(database), Ledger(database)
     stored = PictureStore(database, blobs, memory_bytes=settings.image_memory)
     board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
     webhooks = Webhooks(settings.webhook_policy())
@@ -103,6 +113,19 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
     )
     board.observe(counted.heard)
     tracing = _tracing(settings.traces, board)
+
+    def expected(request: GenerationRequest, workers: WorkerPool = pool) -> float:
+        return expectations.seconds(request, Schedule.device(workers.slots().values()))
+
+    reception = Reception(
+        allowance=ring.allowance,
+        spent=ledger.today,
+        seconds_of=ledger.of_job,
+        unfinished=board.going_on,
+        expected=expected,
+        max_queue=settings.max_queue,
+        max_bytes=settings.max_waiting_uploads,
+    )
     scheduler = GpuScheduler(
         pool,
         board,
@@ -121,6 +144,8 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         preload=[cards[name] for name in settings.preload],
         new_id=new_id,
         onlooker=counted,
+        spend=ledger.add,
+        may_run=reception.may_run,
     )
     archive = Archive(
         board,
@@ -141,9 +166,12 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         shelf,
         check_webhook=webhooks.check,
         loader=Loader(pool, shelf, expectations),
+        reception=reception,
         metadata=settings.metadata,
     )
-    housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
+    housekeeping = Housekeeping(
+        times, Timings(database), archive, settings.history_limits(), ledger
+    )
     return Gateway(
         service,
         scheduler,
@@ -152,6 +180,9 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         stored,
         housekeeping,
         webhooks,
+        ring,
+        ledger,
+        links,
         counted,
         tracing,
         reread=partial(read_catalogue, settings),
@@ -232,7 +263,14 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
     def provide_metrics() -> Metrics:
         return gateway.metrics
 
-    return Litestar(
+    doorkeeper = Doorkeeper(
+        gateway.keys,
+        gateway.links,
+        service.reception,
+        keyless=settings.keyless,
+        trust_user_header=settings.trust_user_header,
+    )
+    application = Litestar(
         [
             *openai.HANDLERS,
             Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
@@ -244,12 +282,14 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *styles.HANDLERS,
             *model_files.HANDLERS,
             *health.HANDLERS,
+            keys.door(keys.KeyDesk(gateway.keys, gateway.ledger)),
             *metrics.HANDLERS,
         ],
         middleware=[
             metrics.Counting(gateway.metrics),
             *([Traced(gateway.tracing)] if gateway.tracing else []),
         ],
+        guards=[doorkeeper.check],
         lifespan=[parts],
         dependencies={
             "service": Provide(provide_service, sync_to_thread=False),
@@ -262,4 +302,21 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
         openapi_config=openapi_config(app.__version__),
         plugins=[BodySchemas(), PydanticPlugin(validate_strict=True)],
         logging_config=None,
+        cors_config=_cors(settings),
     )
+    # Before the routes, and so before what is no route as well; after the request has its id.
+    application.asgi_handler = Gate(
+        application.asgi_handler,
+        hosts_of(settings.allowed_hosts, keyless=settings.keyless),
+        settings.cors_origins,
+        service.reception,
+        log_requests=settings.log_requests,
+    )
+    return application
+
+
+def _cors(settings: Settings) -> CORSConfig | None:
+    if not settings.cors_origins:
+        return None
+    told = [*JOB_HEADERS, *RATE_HEADERS, "x-request-id", "retry-after"]
+    return CORSConfig(allow_origins=list(settings.cors_origins), expose_headers=told)

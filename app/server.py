@@ -12,7 +12,7 @@ from types import FrameType
 
 import uvicorn
 
-from app import systemd
+from app import logs, systemd
 from app.gateway import Gateway
 from app.main import build, create_app
 from app.pid_file import InUse, serving_from
@@ -80,23 +80,24 @@ class _Server(uvicorn.Server):
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigurationError."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logs.set_up(settings.log_format)
+    given = systemd.listening()
+    if given is not None and given.family != socket.AF_UNIX:  # there it listens, whatever is set
+        host, port = given.getsockname()[:2]
+        settings = settings.model_copy(update={"host": host, "port": port})
     gateway = build(settings)
     try:
-        asyncio.run(gateway.open())
+        asyncio.run(_open(settings, gateway))
     except (StoreRefused, StoreUnavailable) as error:
         raise ConfigurationError(f"the store cannot be used: {error}") from error
     try:
         with serving_from(settings.data_dir):
-            _serve(settings, gateway)
+            _serve(settings, gateway, given)
     except InUse as error:
         raise ConfigurationError(str(error)) from error
 
 
-def _serve(settings: Settings, gateway: Gateway) -> None:
+def _serve(settings: Settings, gateway: Gateway, given: socket.socket | None) -> None:
     config = uvicorn.Config(
         create_app(settings, gateway),
         host=settings.host,
@@ -106,16 +107,39 @@ def _serve(settings: Settings, gateway: Gateway) -> None:
         server_header=False,
         timeout_graceful_shutdown=_LAST_GOODBYES,
     )
-    sock = systemd.listening() or config.bind_socket()
-    # asyncio sets this only on sockets made with an explicit protocol, which uvicorn's is not; without
-    # it every answer on a kept connection waits 40 ms for the acknowledgement of the one before.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock = given or config.bind_socket()
+    if sock.family != socket.AF_UNIX:
+        # asyncio sets this only on sockets made with an explicit protocol, which uvicorn's is not;
+        # without it every answer on a kept connection waits 40 ms for the acknowledgement before.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     gc.collect()
     gc.freeze()  # what is there now stays: no request waits while the collector looks through it
-    _log.info("Easel serves on http://%s", _address(sock))
+    _log.info("Easel serves on %s", _address(sock))
     _Server(config, gateway, settings.drain_seconds).run(sockets=[sock])
 
 
+async def _open(settings: Settings, gateway: Gateway) -> None:
+    """Open the store, and see whether strangers could come in. Raises ConfigurationError, and what
+    `Gateway.open` raises."""
+    await gateway.open()
+    if await gateway.keys.needed():
+        return
+    if not settings.keyless:
+        raise ConfigurationError(
+            f"host {settings.host} can be reached from other machines, and there is no key. Make one "
+            "with `easel keys create NAME`; or keep host = 127.0.0.1; or, if a proxy in front of this "
+            "server asks everybody who they are, and nobody can go around it, say "
+            "proxy_authenticates = true."
+        )
+    if "*" in settings.cors_origins:
+        raise ConfigurationError(
+            'cors_origins = ["*"] lets every page of the internet draw here, as there is no key. Name '
+            "the pages, or make a key with `easel keys create NAME`."
+        )
+
+
 def _address(sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return f"the socket {sock.getsockname()}"
     host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

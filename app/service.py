@@ -33,6 +33,7 @@ from app.job_feed import JobFeed
 from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
+from app.reception import Reception
 from app.scheduling.expectations import device_kind
 from app.scheduling.loading import Loader
 from app.scheduling.schedule import Estimate
@@ -66,6 +67,7 @@ class ImageService:
         *,
         check_webhook: Callable[[str], None],
         loader: Loader,
+        reception: Reception,
         metadata: bool = True,
     ) -> None:
         self.catalogue = catalogue
@@ -76,6 +78,7 @@ class ImageService:
         self.shelf = shelf
         self._check_webhook = check_webhook
         self._loader = loader
+        self.reception = reception
         self._metadata = metadata
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
@@ -184,14 +187,14 @@ class ImageService:
 
         When all who attend it have left, it goes on for `grace` seconds.
 
-        Raises InvalidRequest, QueueFull, ShuttingDown, StoreUnavailable, StorageFull; then no job
+        Raises InvalidRequest, TryLater, ShuttingDown, StoreUnavailable, StorageFull; then no job
         goes on.
         """
         request = self.resolve(given, family)
         if given.webhook is not None:
             self._check_webhook(given.webhook)
         self.archive.check_room()
-        with self._scheduler.room():
+        with self._scheduler.room(), self.reception.place(owner, request):
             job = await self._board.open(
                 request,
                 owner=owner,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 import tomllib
@@ -30,6 +31,7 @@ from app.domain.fallback import chain
 from app.domain.model_card import ModelCard
 from app.domain.model_source import HUB
 from app.domain.style import Style, Styles
+from app.logs import Format as LogFormat
 from app.store.history import Limits
 from app.webhooks.policy import WebhookPolicy
 from app.workers.budget import Budget
@@ -84,6 +86,11 @@ class Settings(BaseSettings):
     aging_seconds: float = Field(default=10.0, ge=0)
     starvation_seconds: float = Field(default=60.0, ge=0)
     trust_user_header: bool = False
+    proxy_authenticates: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    log_format: LogFormat = "auto"
+    log_requests: bool = True
     owner_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     generation_timeout: PositiveFloat = 300.0
     stall_seconds: PositiveFloat = 120.0
@@ -91,6 +98,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=5.0, ge=0)
     max_body: PositiveInt = 1_000_000
     max_upload: PositiveInt = 64_000_000
+    max_waiting_uploads: ByteSize = ByteSize(512_000_000)
     on_hang_up: str = Field(default="cancel", pattern=r"^(cancel|finish|grace:\d{1,5})$")
     json_heartbeat_after: float = Field(default=0.0, ge=0)
     quality: dict[str, PositiveFloat] = Field(default_factory=dict)
@@ -134,6 +142,20 @@ class Settings(BaseSettings):
             pinned=self.pinned,
             model_ttl=self.model_ttl,
         )
+
+    @property
+    def keyless(self) -> bool:
+        """Whether requests may come without a key as long as there is none: only from this machine, or
+        through a proxy that has asked who it is."""
+        return self.proxy_authenticates or self.loopback
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
 
     def database_url(self) -> str:
         """Where jobs are kept: by default in a file of the data folder."""

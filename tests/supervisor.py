@@ -28,8 +28,8 @@ os.execv(sys.executable, [sys.executable, "-m", "app", "serve"])
 
 
 class Supervisor:
-    def __init__(self, data: Path, environment: dict[str, str]) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    def __init__(self, data: Path, environment: dict[str, str], host: str = "127.0.0.1") -> None:
+        self.listener = socket.create_server((host, 0), backlog=1024)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data / "log.txt"
@@ -71,8 +71,10 @@ class Supervisor:
 
 
 @contextmanager
-def supervised(data: Path, environment: dict[str, str]) -> Iterator[Supervisor]:
-    supervisor = Supervisor(data, environment)
+def supervised(
+    data: Path, environment: dict[str, str], host: str = "127.0.0.1"
+) -> Iterator[Supervisor]:
+    supervisor = Supervisor(data, environment, host)
     try:
         supervisor.start()
         yield supervisor

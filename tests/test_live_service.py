@@ -43,6 +43,14 @@ def test_who_connects_before_the_server_runs_is_answered(tmp_path: Path) -> None
         assert answers == [200]
 
 
+def test_what_systemd_listens_on_counts_for_keys(tmp_path: Path) -> None:
+    """The settings say loopback, and the socket is open to all: that wants a key."""
+    with supervised(tmp_path, fake_settings(), host="0.0.0.0") as service:
+        assert service.process is not None
+        assert service.process.wait(60) == 2
+        assert "there is no key" in " ".join(service.log.read_text().split())
+
+
 def test_workers_do_not_hold_the_socket(tmp_path: Path) -> None:
     with supervised(tmp_path, fake_settings()) as service:
         service.wait_until_ready()

@@ -188,7 +188,7 @@ def test_no_other_protocol_passes(url: str) -> None:
     """An upgrade to h2c would let requests pass that nginx does not see."""
     answer = raw(
         url,
-        b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\n"
+        b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade, http2-settings\r\n"
         b"upgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n",
     )
     assert answer.startswith(b"HTTP/1.1 200")

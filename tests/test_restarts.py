@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import openai
 import psutil
+import pytest
 
 from bench.nginx import nginx_before
 from tests.conftest import fake_settings
@@ -35,6 +36,7 @@ BODY = {"prompt": "x", "model": "lab/slow", "num_inference_steps": 6}
 RETRIES = 6
 
 
+@pytest.mark.timeout(60 + 30 * RESTARTS)
 def test_nobody_is_dropped_over_restarts(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with supervised(tmp_path / "data", SETTINGS) as service:

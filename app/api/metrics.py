@@ -17,7 +17,7 @@ from app.metrics import Metrics
 _TEXT = {"text/plain": Schema(type=OpenAPIType.STRING, description="Prometheus' text format.")}
 
 
-@get("/metrics", **answers(None, also=_TEXT))
+@get("/metrics", **answers(None, also=_TEXT, access="models"))
 async def metrics(metrics: NamedDependency[Metrics]) -> Response[bytes]:
     """Counters, gauges and histograms of the whole server."""
     return Response(

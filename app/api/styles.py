@@ -12,7 +12,7 @@ from app.api._shapes import StyleList
 from app.service import ImageService
 
 
-@get("/styles", **answers(StyleList))
+@get("/styles", **answers(StyleList, access="any"))
 async def list_styles(service: NamedDependency[ImageService]) -> dict[str, Any]:
     """All styles, with the words that each puts around a prompt."""
     shown = [{"id": name, **style.model_dump()} for name, style in service.styles.items()]

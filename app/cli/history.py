@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import typer
 
-from app.cli._shell import console, errors_told, shell, stop
+from app.cli._shell import console, errors_told, own_address, own_pass, shell, stop
 from app.report import told
 from app.settings import Settings, load_settings
 from app.store.database import Database, StoreRefused
@@ -51,8 +51,10 @@ async def _report(settings: Settings, days: float, owner: str | None) -> Report:
         question |= {"owner": owner} if owner else {}
         try:
             async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-                url = f"http://{settings.host}:{settings.port}/stats"
-                answer = (await client.get(url, params=question)).raise_for_status()
+                answer = await client.get(
+                    f"{own_address(settings)}/stats", params=question, headers=own_pass(settings)
+                )
+                answer.raise_for_status()
             return msgspec.json.decode(answer.content, type=Report)
         except (httpx.HTTPError, msgspec.MsgspecError):
             stop(f"{error}, and no server answers at {settings.host}:{settings.port}", 1)
