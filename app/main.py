@@ -13,7 +13,18 @@ from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, styles, vision
+from app.api import (
+    a1111,
+    controls,
+    diffugen,
+    health,
+    jobs,
+    model_files,
+    openai,
+    pictures,
+    styles,
+    vision,
+)
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
 from app.archive import Archive
@@ -35,7 +46,14 @@ from app.scheduling.limits import SchedulerLimits
 from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
 from app.service import ImageService
-from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
+from app.settings import (
+    BUNDLED,
+    ConfigurationError,
+    Settings,
+    load_cards,
+    load_controls,
+    load_styles,
+)
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
@@ -85,7 +103,12 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         raise ConfigurationError(str(error)) from error
     if both := cards.keys() & upscalers.keys():
         raise ConfigurationError(f"model {min(both)} has the name of an upscaler")
-    shelf = open_shelf(settings, {**cards, **{name: one.card for name, one in upscalers.items()}})
+    networks = load_controls(settings.controls_dir)
+    if both := networks.keys() & {*cards, *upscalers}:
+        raise ConfigurationError(f"control network {min(both)} has the name of a model")
+    others = {name: one.card for name, one in upscalers.items()}
+    others |= {name: one.files for name, one in networks.items()}
+    shelf = open_shelf(settings, {**cards, **others})
     times = PhaseTimes()
     pool = pool or LocalPool(
         settings.device_names(), capacity=settings.max_running, budget=settings.budget()
@@ -134,6 +157,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         Presets(settings.data_dir / FILE_NAME),
         load_styles(settings.styles_file),
         upscalers,
+        networks,
         shelf,
         check_webhook=webhooks.check,
         loader=Loader(pool, shelf, expectations),
@@ -188,12 +212,15 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
 
     return Litestar(
         [
-            *openai.HANDLERS,
-            Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
+            Router(
+                "/",
+                route_handlers=[*openai.HANDLERS, *openai.UPLOADS, *jobs.HANDLERS],
+                request_max_body_size=settings.max_upload,
+            ),
             *diffugen.HANDLERS,
             a1111.door(a1111.Console(service), settings.max_upload),
             vision.door(vision.Desk(service)),
-            *jobs.HANDLERS,
+            *controls.HANDLERS,
             *pictures.HANDLERS,
             *styles.HANDLERS,
             *model_files.HANDLERS,

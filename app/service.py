@@ -14,6 +14,7 @@ import msgspec
 
 from app.archive import Archive
 from app.attendance import FOREVER, Attendance
+from app.domain.control import Controls, with_control
 from app.domain.errors import (
     InvalidRequest,
     ModelUnavailable,
@@ -68,6 +69,7 @@ class ImageService:
         presets: Presets,
         styles: Styles,
         upscalers: Upscalers,
+        controls: Controls,
         shelf: ModelShelf,
         *,
         check_webhook: Callable[[str], None],
@@ -83,7 +85,12 @@ class ImageService:
         self._presets = presets
         self.styles = styles
         self.upscalers = upscalers
-        self._all = {**cards, **{name: one.card for name, one in upscalers.items()}}
+        self.controls = controls
+        self._all = {
+            **cards,
+            **{name: one.card for name, one in upscalers.items()},
+            **{name: one.files for name, one in controls.items()},
+        }
         self.shelf = shelf
         self._check_webhook = check_webhook
         self._loader = loader
@@ -165,6 +172,7 @@ class ImageService:
         )
         technique = self._presets.technique(self._here(card), self._device, request.preset)
         request = msgspec.structs.replace(request, technique=technique)
+        request = with_control(request, given, self.controls)
         return with_upscaling(request, given, self.upscalers)
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
@@ -282,7 +290,8 @@ class ImageService:
         """
         await self._remember_requests()
         for job in await self._board.unfinished():
-            needed = {job.request.model, job.request.upscaler or job.request.model}
+            wish = job.request
+            needed = {wish.model, wish.upscaler or wish.model, wish.control or wish.model}
             if not needed <= self._all.keys():
                 gone = ModelUnavailable("The model of this job is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))
