@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,16 +79,18 @@ def network(name: str) -> Any:
         return zoo.random_weights(make(), seed=sum(map(ord, name)))
 
 
-def build(house: Path) -> dict[str, str]:
+def build(
+    house: Path, models: Iterable[str] = STOCK, networks: Iterable[str] = NETWORKS
+) -> dict[str, str]:
     """Models, networks and their cards in a folder; the settings of a gateway that has them."""
     for part in ("cards", "controls", "data"):
         (house / part).mkdir()
-    for name in STOCK:
+    for name in models:
         save(KINDS[name], house / name)
         (house / "cards" / f"{name}.toml").write_text(card_of(name, KINDS[name], house / name))
-    for name, (pipeline, _) in NETWORKS.items():
+    for name in networks:
         network(name).save_pretrained(house / "networks" / name)
-        add_card(house, name, pipeline)
+        add_card(house, name, NETWORKS[name][0])
     return {
         "EASEL_MODELS_DIR": str(house / "cards"),
         "EASEL_CONTROLS_DIR": str(house / "controls"),

@@ -62,7 +62,7 @@ def test_generate_enlarges_what_it_drew(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_generate_draws_under_control(tmp_path: Path) -> None:
-    environment = {**build(tmp_path), "PYTHONPATH": python_path()}
+    environment = {**build(tmp_path, ["sd"], ["canny"]), "PYTHONPATH": python_path()}
     CONTROL.save(tmp_path / "edges.png")
     how = ("--control", "canny", "--control-image", "edges.png", "--control-scale", "0.5")
     asked = ("--steps", "3", "--guidance-scale", "4", "--negative-prompt", "a blue hen")
@@ -72,7 +72,7 @@ def test_generate_draws_under_control(tmp_path: Path) -> None:
     assert (pixels((tmp_path / "out.png").read_bytes()) == wanted).all()
     listed = easel("controls", "--json", folder=tmp_path, **environment)
     told = {one["id"]: one["models"] for one in json.loads(listed.stdout)}
-    assert told["xl"] == ["sdxl"]
+    assert told == {"canny": ["sd"]}
     files = json.loads(easel("models", "--json", folder=tmp_path, **environment).stdout)
     assert {one["id"]: one["state"] for one in files}["canny"] == "on_disk"
 

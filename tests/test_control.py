@@ -187,7 +187,7 @@ def test_a_repository_without_a_network_is_refused(tmp_path: Path, mirror: Mirro
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
-    build(tmp_path)
+    build(tmp_path, ["sd", "sdxl", "flux"], ["canny", "wide", "of-flux"])
     return tmp_path
 
 
