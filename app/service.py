@@ -14,6 +14,7 @@ import msgspec
 from app.archive import Archive
 from app.attendance import FOREVER, Attendance
 from app.catalogue import Catalogue
+from app.domain.control import Controls, with_control
 from app.domain.errors import (
     InvalidRequest,
     ModelUnavailable,
@@ -95,6 +96,10 @@ class ImageService:
     def upscalers(self) -> Upscalers:
         return self.catalogue.upscalers
 
+    @property
+    def controls(self) -> Controls:
+        return self.catalogue.controls
+
     def models(self) -> list[ModelCard]:
         return list(self.catalogue.cards.values())
 
@@ -148,6 +153,7 @@ class ImageService:
         )
         technique = self._presets.technique(self._here(card), self._device, request.preset)
         request = msgspec.structs.replace(request, technique=technique)
+        request = with_control(request, given, self.controls)
         return with_upscaling(request, given, self.upscalers)
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
@@ -265,7 +271,8 @@ class ImageService:
         """
         await self._remember_requests()
         for job in await self._board.unfinished():
-            needed = {job.request.model, job.request.upscaler or job.request.model}
+            wish = job.request
+            needed = {wish.model, wish.upscaler or wish.model, wish.control or wish.model}
             if not needed <= self.catalogue.all.keys():
                 gone = ModelUnavailable("The model of this job is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))

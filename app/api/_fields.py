@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.api._control import ControlFields, read
 from app.domain.errors import InvalidRequest
 from app.domain.request import Arguments, Priority, Terms
 
@@ -66,6 +67,7 @@ class PictureFields(BaseModel):
     upscale: int | None = None
     scale: int | None = None
     upscaler: str | None = None
+    control: Annotated[ControlFields | None, BeforeValidator(read)] = None
     background: Literal["auto", "opaque", "transparent"] | None = None
     priority: Priority | None = None
     deadline: Seconds | None = None
@@ -100,7 +102,7 @@ class PictureFields(BaseModel):
     def to_arguments(self) -> Arguments:
         """The same in diffusers' names. Raises InvalidRequest."""
         width, height = self._sides()
-        return Arguments(
+        given = Arguments(
             prompt=self.prompt,
             model=self.model,
             n=self.n,
@@ -127,6 +129,7 @@ class PictureFields(BaseModel):
                 timeout=self.timeout,
             ),
         )
+        return self.control.onto(given) if self.control else given
 
     def _one_of(self, name: str) -> Any:
         names = (name, *self.ALIASES[name])

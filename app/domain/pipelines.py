@@ -15,7 +15,7 @@ import msgspec
 from app.domain import samplers
 from app.domain.samplers import Sampler
 
-Family = Literal["stable_diffusion", "flux", "diffusion_transformer", "upscaler", "fake"]
+Family = Literal["stable_diffusion", "flux", "diffusion_transformer", "upscaler", "control", "fake"]
 Task = Literal["text2image", "image2image", "inpaint", "upscale"]
 Kept = Literal["all", "down", "up"]
 """Which steps run: all, whatever `strength` is; or its share of them, rounded down or up. The rules are
@@ -112,6 +112,10 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
             samplers={"none": Sampler("")},
             negative="",
             guided=False,
+        ),
+        # Draws nothing either: it has a say in what others draw (see `control.py`).
+        "ControlNet": Pipeline(
+            family="control", tasks={}, samplers={"none": Sampler("")}, negative="", guided=False
         ),
         # Draws noise, and takes every wish.
         "FakePipeline": Pipeline(

@@ -112,7 +112,8 @@ class Expectations:
     ) -> Standing:
         """A job of which nothing is done yet."""
         steps, n = request.steps_per_image, request.n
-        alike = (*kind_of(request), steps, n, request.preset, request.technique, device)
+        how = (request.preset, request.technique, request.control)
+        alike = (*kind_of(request), steps, n, *how, device)
         if alike not in self._alike:
             phases = self.phases(request, device, loaded=False)
             before = phases["initializing"] + phases["preparing"]

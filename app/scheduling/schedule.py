@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from app.domain.control import PARAM
+from app.domain.errors import EaselError
 from app.domain.job import Job
 from app.domain.memory_plan import Room as Memory
 from app.domain.model_card import ModelCard
@@ -68,6 +70,16 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
     expiry: asyncio.TimerHandle | None = None
     ended: bool = False
     standing: Standing | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of all that must be here for it: its model, and its control network."""
+        control = self.request.control
+        return (self.card.id, control) if control else (self.card.id,)
+
+    def blamed(self, error: EaselError) -> str:
+        """Which of these it was that failed."""
+        return self.needs[-1] if error.param == PARAM else self.card.id
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -145,7 +157,7 @@ class Schedule:
         local: Callable[[str], ModelCard | None],
     ) -> RunSpec:
         """What the slot is to run for a job that has started there."""
-        upscaler = entry.request.upscaler
+        upscaler, control = entry.request.upscaler, entry.request.control
         cap = self.expectations.cap(entry.request, device_kind(slot.device))
         return RunSpec(
             run_id=f"{entry.job.id}.{entry.attempt}",
@@ -155,6 +167,7 @@ class Schedule:
             request=entry.request,
             sharing=Sharing(rank=entry.rank, batch=cap),
             upscaler=local(upscaler) if upscaler else None,
+            control=local(control) if control else None,
             stall_s=stall_s,
         )
 
@@ -172,7 +185,7 @@ class Schedule:
         """Those that a job waits for or is drawn with, or that a slot holds. For any thread."""
         entries = [*list(self.waiting.values()), *list(self.running.values())]
         held = {name for slot in slots.values() for name in (*slot.models, *slot.parked)}
-        return held | {entry.card.id for entry in entries}
+        return held | {name for entry in entries for name in entry.needs}
 
     # -- who is next -------------------------------------------------------------------------------
 
