@@ -271,7 +271,8 @@ class GpuScheduler:
                 continue
             while entry := self._schedule.next_for(slot, self._pool.slots().values(), now):
                 self._schedule.start(entry, slot, now)
-                self._shelf.used(entry.card.id)
+                for name in entry.needs:
+                    self._shelf.used(name)
                 self._spawn(self._draw(entry, slot))
         self._news.tell()
 

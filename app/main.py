@@ -13,7 +13,18 @@ from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
 
 import app
-from app.api import a1111, diffugen, health, jobs, model_files, openai, pictures, styles, vision
+from app.api import (
+    a1111,
+    diffugen,
+    health,
+    jobs,
+    loras,
+    model_files,
+    openai,
+    pictures,
+    styles,
+    vision,
+)
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
 from app.api._schema import BodySchemas, openapi_config
 from app.archive import Archive
@@ -26,6 +37,7 @@ from app.gateway import Gateway
 from app.gpu_scheduler import GpuScheduler
 from app.housekeeping import Housekeeping
 from app.job_board import JobBoard
+from app.model_files.loras import LoraShelf
 from app.model_files.shelf import ModelShelf
 from app.model_files.usage import Usage
 from app.presets import FILE_NAME, Presets
@@ -135,6 +147,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         load_styles(settings.styles_file),
         upscalers,
         shelf,
+        open_loras(settings, shelf),
         check_webhook=webhooks.check,
         loader=Loader(pool, shelf, expectations),
         metadata=settings.metadata,
@@ -153,6 +166,12 @@ def open_shelf(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelShelf
         max_disk=settings.max_disk,
         pinned=settings.pinned,
     )
+
+
+def open_loras(settings: Settings, shelf: ModelShelf) -> LoraShelf:
+    """Which LoRAs there are; the shelf knows them from now on. Raises ConfigurationError."""
+    folder = settings.loras_dir or settings.data_dir / "loras"
+    return LoraShelf(folder, settings.lora_cards(), shelf, most=settings.max_loras)
 
 
 def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
@@ -197,6 +216,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *pictures.HANDLERS,
             *styles.HANDLERS,
             *model_files.HANDLERS,
+            *loras.HANDLERS,
             *health.HANDLERS,
         ],
         lifespan=[parts],

@@ -31,6 +31,7 @@ from app.domain.upscaling import Upscalers, enlarging, with_upscaling
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
+from app.model_files.loras import LoraShelf
 from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
@@ -69,6 +70,7 @@ class ImageService:
         styles: Styles,
         upscalers: Upscalers,
         shelf: ModelShelf,
+        loras: LoraShelf,
         *,
         check_webhook: Callable[[str], None],
         loader: Loader,
@@ -85,6 +87,7 @@ class ImageService:
         self.upscalers = upscalers
         self._all = {**cards, **{name: one.card for name, one in upscalers.items()}}
         self.shelf = shelf
+        self.loras = loras
         self._check_webhook = check_webhook
         self._loader = loader
         self._metadata = metadata
@@ -163,6 +166,7 @@ class ImageService:
         request = card.resolve(
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
         )
+        self.loras.check(request.loras, card)
         technique = self._presets.technique(self._here(card), self._device, request.preset)
         request = msgspec.structs.replace(request, technique=technique)
         return with_upscaling(request, given, self.upscalers)
@@ -283,8 +287,8 @@ class ImageService:
         await self._remember_requests()
         for job in await self._board.unfinished():
             needed = {job.request.model, job.request.upscaler or job.request.model}
-            if not needed <= self._all.keys():
-                gone = ModelUnavailable("The model of this job is not here any more.")
+            if not {*needed, *job.request.lora_ids} <= set(self.shelf.models):
+                gone = ModelUnavailable("What this job is drawn with is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))
             elif job.attempt >= _MAX_STARTS:
                 died = WorkerCrashed(f"The server ended {job.attempt} times over this job.")

@@ -1,12 +1,22 @@
-"""Easel in the shell: serve, generate, inspect, stats, models, styles, bench."""
+"""Easel in the shell: serve, generate, inspect, stats, models, loras, styles, bench."""
 
 from __future__ import annotations
 
-from app.cli import drawing, history, measuring, models, planning, serving, styles
+from app.cli import drawing, history, loras, measuring, models, planning, serving, styles
 from app.cli._shell import shell, stop
 from app.settings import ConfigurationError
 
-__all__ = ["drawing", "history", "main", "measuring", "models", "planning", "serving", "styles"]
+__all__ = [
+    "drawing",
+    "history",
+    "loras",
+    "main",
+    "measuring",
+    "models",
+    "planning",
+    "serving",
+    "styles",
+]
 
 
 def main() -> None:

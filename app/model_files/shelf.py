@@ -94,6 +94,14 @@ class ModelShelf:
         for standing in self._models.values():
             self._look(standing)
 
+    def add(self, card: ModelCard) -> None:
+        """Know one more, or one that is somewhere else now."""
+        with self._lock:
+            known = self._models.get(card.id)
+            if known is None or known.card != card:
+                self._models[card.id] = standing = _Standing(card)
+                self._look(standing)
+
     # -- how models stand --------------------------------------------------------------------------
 
     def local(self, model: str) -> ModelCard | None:

@@ -1,4 +1,4 @@
-"""Jobs whose model is not here yet: they wait outside of the queue until its files have come.
+"""Jobs whose model or LoRAs are not here yet: they wait outside of the queue until the files have come.
 
 What you can rely on: the queue and its forecasts know nothing of these jobs, so that other models'
 jobs go on; each job keeps its place by the time of its submission; progress stays within the phase
@@ -60,12 +60,13 @@ class Arrivals:
         return list(self._entries.values())
 
     def models(self) -> set[str]:
-        return {entry.card.id for entry in self.entries()}
+        return {name for entry in self.entries() for name in entry.needs}
 
     def add(self, entry: Entry) -> None:
         """Let the job wait; or admit it, or fail it, where that is clear at once."""
         self._entries[entry.job.id] = entry
-        self._shelf.want(entry.card.id, entry.job.id)
+        for name in entry.needs:
+            self._shelf.want(name, entry.job.id)
         self._look(entry)
 
     def drop(self, job_id: str) -> Entry | None:
@@ -73,7 +74,8 @@ class Arrivals:
         entry = self._entries.pop(job_id, None)
         self._told.pop(job_id, None)
         if entry is not None:
-            self._shelf.release(entry.card.id, job_id)
+            for name in entry.needs:
+                self._shelf.release(name, job_id)
         return entry
 
     async def run(self) -> None:
@@ -88,8 +90,9 @@ class Arrivals:
                     self._fail(entry, EaselError("The server made a mistake; its log says more."))
 
     def _look(self, entry: Entry) -> None:
-        model = entry.card.id
-        if (local := self._shelf.local(model)) is not None:
+        found = {name: self._shelf.local(name) for name in entry.needs}
+        model = next((name for name, card in found.items() if card is None), entry.card.id)
+        if (local := found[model]) is not None:
             entry.card, entry.standing = local, None
             self._admit(entry)  # before it is dropped: until then its files are kept
             self.drop(entry.job.id)
@@ -101,9 +104,9 @@ class Arrivals:
             self.drop(entry.job.id)
             self._fail(entry, self._shelf.refusal(model))
             return
-        self._tell(entry, files)
+        self._tell(entry, model, files)
 
-    def _tell(self, entry: Entry, files: ModelFiles) -> None:
+    def _tell(self, entry: Entry, model: str, files: ModelFiles) -> None:
         now = time.monotonic()
         last, done, total = self._told.get(entry.job.id, (0.0, -1, -1))
         news = (files.bytes_done, files.bytes_total) != (done, total)
@@ -112,7 +115,7 @@ class Arrivals:
         self._told[entry.job.id] = (now, files.bytes_done, files.bytes_total)
         share = files.bytes_done / files.bytes_total if files.bytes_total else 0.0
         seconds = _seconds(files) + self._outlooks(entry)[entry.job.id].end
-        message = _message(entry.card.id, files)
+        message = _message(model, files)
         self._board.publish(entry.job.id, entry.meter.fetch(share, seconds, message, now))
 
 

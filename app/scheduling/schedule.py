@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from app.domain.job import Job
+from app.domain.lora import lora_id
 from app.domain.memory_plan import Room as Memory
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
@@ -64,6 +65,11 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
     expiry: asyncio.TimerHandle | None = None
     ended: bool = False
     standing: Standing | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the shelf must have: its model and its LoRAs."""
+        return self.card.id, *self.request.lora_ids
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -141,7 +147,7 @@ class Schedule:
             attempt=entry.attempt,
             epoch=slot.epoch,
             card=entry.card,
-            request=entry.request,
+            request=_located(entry.request, local),
             sharing=Sharing(rank=entry.rank, batch=cap),
             upscaler=local(upscaler) if upscaler else None,
             stall_s=stall_s,
@@ -161,7 +167,7 @@ class Schedule:
         """Those that a job waits for or is drawn with, or that a slot holds. For any thread."""
         entries = [*list(self.waiting.values()), *list(self.running.values())]
         held = {name for slot in slots.values() for name in (*slot.models, *slot.parked)}
-        return held | {entry.card.id for entry in entries}
+        return held | {name for entry in entries for name in entry.needs}
 
     # -- who is next -------------------------------------------------------------------------------
 
@@ -313,3 +319,16 @@ def _memory_plan(guest: Entry, slots: Iterable[SlotInfo]) -> str | None:
 def _given(guest: Entry | None) -> Entry:
     assert guest is not None  # noqa: S101 - who is ordered either waits or is the guest
     return guest
+
+
+def _located(
+    request: GenerationRequest, local: Callable[[str], ModelCard | None]
+) -> GenerationRequest:
+    """The request as a worker needs it: with the files of its LoRAs."""
+    if not request.loras:
+        return request
+    cards = [(one, local(lora_id(one.name))) for one in request.loras]
+    found = tuple(
+        msgspec.structs.replace(one, file=card.source if card else "") for one, card in cards
+    )
+    return msgspec.structs.replace(request, loras=found)
