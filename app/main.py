@@ -21,6 +21,7 @@ from app.api import (
     health,
     jobs,
     keys,
+    loras,
     metrics,
     model_files,
     openai,
@@ -46,6 +47,7 @@ from app.gpu_scheduler import GpuScheduler
 from app.housekeeping import Housekeeping
 from app.job_board import JobBoard
 from app.metrics import Metrics
+from app.model_files.loras import LoraShelf
 from app.model_files.shelf import ModelShelf
 from app.model_files.usage import Usage
 from app.presets import FILE_NAME, Presets
@@ -172,6 +174,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         archive,
         Presets(settings.data_dir / FILE_NAME),
         shelf,
+        open_loras(settings, shelf),
         check_webhook=webhooks.check,
         loader=Loader(pool, shelf, expectations),
         reception=reception,
@@ -238,6 +241,12 @@ def open_shelf(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelShelf
     )
 
 
+def open_loras(settings: Settings, shelf: ModelShelf) -> LoraShelf:
+    """Which LoRAs there are; the shelf knows them from now on. Raises ConfigurationError."""
+    folder = settings.loras_dir or settings.data_dir / "loras"
+    return LoraShelf(folder, settings.lora_cards(), shelf, most=settings.max_loras)
+
+
 def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
     if job.webhook is not None and (kind := kind_of(numbered)) is not None:
         webhooks.tell(job.id, job.webhook, kind, jobs.shown(job))
@@ -293,6 +302,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *pictures.HANDLERS,
             *styles.HANDLERS,
             *model_files.HANDLERS,
+            *loras.HANDLERS,
             *health.HANDLERS,
             keys.door(keys.KeyDesk(gateway.keys, gateway.ledger)),
             *metrics.HANDLERS,

@@ -31,6 +31,7 @@ from app.domain.upscaling import Upscalers, enlarging, with_upscaling
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
+from app.model_files.loras import LoraShelf
 from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
@@ -65,6 +66,7 @@ class ImageService:
         archive: Archive,
         presets: Presets,
         shelf: ModelShelf,
+        loras: LoraShelf,
         *,
         check_webhook: Callable[[str], None],
         loader: Loader,
@@ -77,6 +79,7 @@ class ImageService:
         self.archive = archive
         self._presets = presets
         self.shelf = shelf
+        self.loras = loras
         self._check_webhook = check_webhook
         self._loader = loader
         self.reception = reception
@@ -151,6 +154,7 @@ class ImageService:
         request = card.resolve(
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
         )
+        self.loras.check(request.loras, card)
         technique = self._presets.technique(self._here(card), self._device, request.preset)
         request = msgspec.structs.replace(request, technique=technique)
         request = with_control(request, given, self.controls)
@@ -273,8 +277,9 @@ class ImageService:
         for job in await self._board.unfinished():
             wish = job.request
             needed = {wish.model, wish.upscaler or wish.model, wish.control or wish.model}
-            if not needed <= self.catalogue.all.keys():
-                gone = ModelUnavailable("The model of this job is not here any more.")
+            known = needed <= self.catalogue.all.keys()
+            if not known or not all(map(self.shelf.knows, wish.lora_ids)):
+                gone = ModelUnavailable("What this job is drawn with is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))
             elif job.attempt >= _MAX_STARTS:
                 died = WorkerCrashed(f"The server ended {job.attempt} times over this job.")

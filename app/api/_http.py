@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 STATUS: dict[str, int] = {
     errors.InvalidRequest.code: 400,
     errors.UnknownModel.code: 404,
+    errors.UnknownLora.code: 404,
     errors.NotFound.code: 404,
     errors.ModelInUse.code: 400,  # 409 would make SDKs try again
     errors.KeyReused.code: 422,  # 409 would make SDKs try again

@@ -25,6 +25,7 @@ from app.api._access import credential
 from app.api._control import ControlFields
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, events_of, require_json, wait_for
+from app.api._lora_shapes import WebUiLora
 from app.api._models import at_hand
 from app.api._owner import owner_of
 from app.api._pictures import from_base64, to_base64, upright_size, without_alpha
@@ -39,7 +40,7 @@ from app.api._shapes import (
     WebUiScheduler,
     WebUiStyle,
 )
-from app.domain import picture_facts, samplers
+from app.domain import lora, picture_facts, samplers
 from app.domain.errors import InvalidRequest
 from app.domain.events import Progressed
 from app.domain.job import Job
@@ -144,8 +145,11 @@ class TextBody(PictureFields):
         given = self.to_arguments()
         if (control := _control(self.alwayson_scripts or {})) is not None:
             given = control.onto(given)
+        prompt, tagged = lora.out_of_prompt(given.prompt)
         return replace(
             given,
+            prompt=prompt,
+            loras=(*given.loras, *(one for one in tagged if console.service.loras.knows(one.name))),
             styles=(*given.styles, *filter(console.service.styles.knows, self.styles or ())),
             model=card.id,
             n=(self.batch_size or 1) * (self.n_iter or 1),
@@ -255,6 +259,13 @@ async def prompt_styles(console: AtConsole) -> list[Json]:
     ]
 
 
+@get("/loras", **answers(list[WebUiLora], access="any"))
+async def list_loras(console: AtConsole) -> list[Json]:
+    """Those that a prompt may name; where they lie is not told."""
+    names = await asyncio.to_thread(console.service.loras.names)
+    return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
+
+
 @get("/schedulers", **answers(list[WebUiScheduler], access="any"))
 async def schedulers() -> list[Json]:
     """The noise schedules that can be chosen beside a sampler."""
@@ -322,7 +333,7 @@ def door(console: Console, max_upload: int) -> Router:
     """All routes, around one console; a body with pictures may have `max_upload` bytes."""
     drawing = [txt2img, img2img]
     uploads = Router("/", route_handlers=drawing, request_max_body_size=max_upload)
-    listed = [options, set_options, sd_models, list_samplers, schedulers, prompt_styles]
+    listed = [options, set_options, sd_models, list_samplers, schedulers, prompt_styles, list_loras]
     given = {"console": Provide(lambda: console, sync_to_thread=False)}
     rest = Router("/", route_handlers=[*listed, progress, interrupt])
     return Router("/sdapi/v1", route_handlers=[rest, uploads], dependencies=given)

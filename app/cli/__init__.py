@@ -1,4 +1,4 @@
-"""Easel in the shell: serve, generate, inspect, stats, keys, models, controls, styles, bench, nginx."""
+"""Easel in the shell: drawing, serving, and looking after what is drawn with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from app.cli import (
     drawing,
     history,
     keys,
+    loras,
     measuring,
     models,
     planning,
@@ -22,6 +23,7 @@ __all__ = [
     "drawing",
     "history",
     "keys",
+    "loras",
     "main",
     "measuring",
     "models",

@@ -82,13 +82,13 @@ def pull(name: str, server: Server = None) -> None:
         if server is not None:
             model = _path(name)
             _ask(server, "POST", f"{model}/pull")
-            _watch(lambda: _state(_ask(server, "GET", f"{model}/status")))
+            watch(lambda: _state(_ask(server, "GET", f"{model}/status")))
             return
         cards, shelf = _shelf()
         model = _known(cards, name)
         shelf.pull(model)
         try:
-            _watch(lambda: shelf.state(model))
+            watch(lambda: shelf.state(model))
         finally:
             shelf.close()
 
@@ -105,7 +105,7 @@ def rm(name: str, server: Server = None) -> None:
     print(f"{freed / 1e9:.1f} GB are free now")
 
 
-def _watch(look: Callable[[], ModelFiles]) -> None:
+def watch(look: Callable[[], ModelFiles]) -> None:
     """Show how a download goes, file by file, until its end; stop with 1 if that is no good one."""
     columns = (
         TextColumn("{task.description}"),

@@ -3,6 +3,7 @@
     EaselError
     ├── InvalidRequest       the client can mend it: a value, a limit, a name
     │   ├── UnknownModel         no card answers to this id
+    │   ├── UnknownLora          no LoRA has this name
     │   ├── ModelInUse           its files cannot go now
     │   ├── KeyReused            an idempotency key that stands for another request
     │   └── NotFound             no such job or picture
@@ -54,6 +55,10 @@ class InvalidRequest(EaselError):
 
 class UnknownModel(InvalidRequest):
     code = "model_not_found"
+
+
+class UnknownLora(InvalidRequest):
+    code = "lora_not_found"
 
 
 class ModelInUse(InvalidRequest):

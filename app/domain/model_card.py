@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from app.domain import pipelines, samplers
+from app.domain import lora, pipelines, samplers
 from app.domain.errors import InvalidRequest
 from app.domain.model_source import HubSource, hub_source, is_single_file
 from app.domain.pipelines import Family, Pipeline, Task
@@ -135,7 +135,7 @@ class ModelCard(_Part):
     @model_validator(mode="after")
     def _sources_fit(self) -> Self:
         single = is_single_file(self.file or self.source)
-        if single and not self.base:
+        if single and not self.base and self.family != "lora":
             raise ValueError("a single file needs a base: where its configuration comes from")
         if self.base and not single:
             raise ValueError("base is for single files; source names a whole folder")
@@ -256,6 +256,7 @@ class ModelCard(_Part):
             previews=within("previews", _or(given.previews, 0), 0, 10),
             metadata=_or(given.metadata, metadata),
             styled=given.styled,
+            loras=self._loras(given.loras),
             requested_model=given.requested_model,
             image=given.image,
             mask_image=given.mask_image,
@@ -285,6 +286,11 @@ class ModelCard(_Part):
                 param="model",
             )
         return task
+
+    def _loras(self, given: tuple[lora.Lora, ...]) -> tuple[lora.Lora, ...]:
+        if given and not self.kind.loras:
+            raise InvalidRequest(f"Model {self.id} takes no LoRAs.", param="loras")
+        return lora.checked(given)
 
     def _text(self, param: str, text: str, *, required: bool = False) -> str:
         if required and not text.strip():

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from app.domain import pipelines
+from app.domain.lora import Lora, lora_id
 from app.domain.pipelines import Family, Task
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -84,6 +85,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bool | None = None
     styles: tuple[str, ...] = ()
     styled: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
     requested_model: str = ""
     upscale: int | None = None
     upscaler: str | None = None
@@ -99,7 +101,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     picture is to be painted anew. `output_compression` is the encoder quality, 0 to 100, for jpeg
     and webp. `pipeline` is the diffusers class that the model's folder names. `previews` is how many
     unfinished pictures are shown of each image, evenly spread. `metadata` is whether the pictures
-    tell how they were drawn. `styled` names the styles whose words are in the prompts.
+    tell how they were drawn. `styled` names the styles whose words are in the prompts. `loras` act in
+    their order.
     `requested_model` is the name that was asked for, where another model draws. Pictures become
     `upscale` times as large in the end, by `upscaler`; to "upscale" is to do only that, to `image`,
     and then `width` and `height` are those of the end. The network `control` sees `control_image` and
@@ -129,6 +132,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     previews: int = 0
     metadata: bool = True
     styled: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
     requested_model: str = ""
     upscale: int = 1
     upscaler: str = ""
@@ -174,6 +178,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         steps, parts = self.steps_per_image, self.previews + 1
         at = {steps * part // parts for part in range(1, parts)}
         return tuple(sorted(at - {0, steps}))
+
+    @property
+    def lora_ids(self) -> tuple[str, ...]:
+        """What the shelf of all models knows its LoRAs by."""
+        return tuple(lora_id(one.name) for one in self.loras)
 
     @property
     def size(self) -> str:

@@ -35,7 +35,7 @@ class Engine(Protocol):
 
     @property
     def memory(self) -> int:
-        """Bytes of the loaded weights."""
+        """Bytes of the loaded weights, with those of LoRAs."""
 
     def load(self, card: ModelCard, device: str) -> None:
         """Bring the weights to `device` ("cpu", "cuda", "mps" …).
@@ -55,6 +55,7 @@ class Engine(Protocol):
         Raises:
             Cancelled: `report` raised it; no decoding follows.
             InvalidOutput: the latents hold NaN or infinity.
+            InvalidRequest: a LoRA cannot be used with this model.
             OutOfMemory: the request does not fit; the engine stays usable.
         """
 

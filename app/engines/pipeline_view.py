@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -38,6 +38,7 @@ def view_of(
     prompts: PromptCache,
     *,
     layers: tuple[int, ...] = (),
+    adapters: Hashable = (),
     tiled: bool = False,
     device: str = "",
     seed: int | None = None,
@@ -45,8 +46,9 @@ def view_of(
     """A view of `pipeline` that steps with `scheduler`, passes through `gate` and works as `rider`.
 
     `denoisers` stand in for its parts of these names. `layers` of a language model are all that is
-    looked at, where there are any. `tiled` decodes in tiles, which takes less
-    memory and may leave faint seams. `seed` makes up for pipelines that encode by chance.
+    looked at, where there are any. `adapters` tells which LoRAs are in the pipeline. `tiled` decodes in
+    tiles, which takes less memory and may leave faint seams. `seed` makes up for pipelines that encode
+    by chance.
     """
     view = object.__new__(type(pipeline))
     view.__dict__.update(pipeline.__dict__)
@@ -56,7 +58,7 @@ def view_of(
         if name in denoisers:
             view.__dict__[name] = _denoiser(denoisers[name], rider)
         elif name.startswith("text_encoder") and part is not None:
-            view.__dict__[name] = _encoder(part, rider, prompts, layers)
+            view.__dict__[name] = _encoder(part, rider, prompts, layers, adapters)
         elif name == "vae":
             view.__dict__[name] = _autoencoder(part, rider, tiled=tiled, seed=seed)
         elif isinstance(part, torch.nn.Module):
@@ -110,11 +112,16 @@ def _one_by_one(calls: Sequence[Callable[[], Any]]) -> Sequence[Any]:
     return results
 
 
-def _encoder(part: Any, rider: Rider, prompts: PromptCache, layers: tuple[int, ...]) -> StandIn:
+def _encoder(
+    part: Any, rider: Rider, prompts: PromptCache, layers: tuple[int, ...], adapters: Hashable
+) -> StandIn:
     alone = _alone(rider, part)
 
     def encode(*args: Any, **kwargs: Any) -> Any:
-        return prompts.get(part, args, kwargs, lambda: _lean(alone(*args, **kwargs), layers))
+        def anew() -> Any:
+            return _lean(alone(*args, **kwargs), layers)
+
+        return prompts.get(part, args, kwargs, anew, adapters)
 
     return StandIn(part, encode)
 

@@ -117,6 +117,17 @@ class ModelShelf:
                     self._look(standing)
             self._listed = tuple(cards)
 
+    def knows(self, model: str) -> bool:
+        return model in self._models
+
+    def add(self, card: ModelCard) -> None:
+        """Know one more, or one that is somewhere else now."""
+        with self._lock:
+            known = self._models.get(card.id)
+            if known is None or known.card != card:
+                self._models[card.id] = standing = _Standing(card)
+                self._look(standing)
+
     # -- how models stand --------------------------------------------------------------------------
 
     def local(self, model: str) -> ModelCard | None:

@@ -1,4 +1,4 @@
-"""Jobs whose model or control network is not here yet: they wait outside of the queue until it came.
+"""Jobs whose model, control network or LoRAs are not here yet: they wait outside of the queue.
 
 What you can rely on: the queue and its forecasts know nothing of these jobs, so that other models'
 jobs go on; each job keeps its place by the time of its submission; progress stays within the phase
@@ -91,9 +91,9 @@ class Arrivals:
                     self._fail(entry, EaselError("The server made a mistake; its log says more."))
 
     def _look(self, entry: Entry) -> None:
-        cards = {name: self._shelf.local(name) for name in entry.needs}
-        model = next((name for name, card in cards.items() if card is None), entry.card.id)
-        if (local := cards[model]) is not None:  # all of it is here
+        found = {name: self._shelf.local(name) for name in entry.needs}
+        model = next((name for name, card in found.items() if card is None), entry.card.id)
+        if (local := found[model]) is not None:
             entry.card, entry.standing = local, None
             self._admit(entry)  # before it is dropped: until then its files are kept
             self.drop(entry.job.id)

@@ -17,6 +17,7 @@ import msgspec
 from app.domain.control import PARAM
 from app.domain.errors import EaselError
 from app.domain.job import Job
+from app.domain.lora import lora_id
 from app.domain.memory_plan import Room as Memory
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
@@ -73,13 +74,13 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Ids of all that must be here for it: its model, and its control network."""
+        """Ids of all that must be here for it: its model, its control network, and its LoRAs."""
         control = self.request.control
-        return (self.card.id, control) if control else (self.card.id,)
+        return self.card.id, *([control] if control else []), *self.request.lora_ids
 
     def blamed(self, error: EaselError) -> str:
         """Which of these it was that failed."""
-        return self.needs[-1] if error.param == PARAM else self.card.id
+        return self.request.control if error.param == PARAM else self.card.id
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -164,7 +165,7 @@ class Schedule:
             attempt=entry.attempt,
             epoch=slot.epoch,
             card=entry.card,
-            request=entry.request,
+            request=_located(entry.request, local),
             sharing=Sharing(rank=entry.rank, batch=cap),
             upscaler=local(upscaler) if upscaler else None,
             control=local(control) if control else None,
@@ -352,3 +353,16 @@ def _memory_plan(guest: Entry, slots: Iterable[SlotInfo]) -> str | None:
 def _given(guest: Entry | None) -> Entry:
     assert guest is not None  # noqa: S101 - who is ordered either waits or is the guest
     return guest
+
+
+def _located(
+    request: GenerationRequest, local: Callable[[str], ModelCard | None]
+) -> GenerationRequest:
+    """The request as a worker needs it: with the files of its LoRAs."""
+    if not request.loras:
+        return request
+    cards = [(one, local(lora_id(one.name))) for one in request.loras]
+    found = tuple(
+        msgspec.structs.replace(one, file=card.source if card else "") for one, card in cards
+    )
+    return msgspec.structs.replace(request, loras=found)

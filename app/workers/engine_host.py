@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ import msgspec
 from app.domain.control import PARAM
 from app.domain.errors import InvalidRequest, ModelUnavailable
 from app.domain.events import EngineEvent, ImageFinished, PhaseStarted, Waited
+from app.domain.lora import KEPT_BYTES
 from app.domain.memory_plan import NO_LIMIT, Room
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest
@@ -27,7 +29,14 @@ from app.workers.wire import Held
 _log = logging.getLogger(__name__)
 
 
-def engine_for(card: ModelCard, turnstile: Turnstile, room: Room = NO_LIMIT) -> Engine:
+def engine_for(
+    card: ModelCard,
+    turnstile: Turnstile,
+    room: Room = NO_LIMIT,
+    *,
+    lora_room: int = KEPT_BYTES,
+    building: threading.Lock | None = None,
+) -> Engine:
     """An engine, not yet loaded, for the card's family, with `room` for a model that is alone. Torch is
     imported here and not before."""
     if card.family == "fake":
@@ -46,7 +55,8 @@ def engine_for(card: ModelCard, turnstile: Turnstile, room: Room = NO_LIMIT) -> 
         "flux": flux.RECIPES,
         "diffusion_transformer": diffusion_transformer.RECIPES,
     }
-    return DiffusersEngine(families[card.family], turnstile, room)
+    recipes = families[card.family]
+    return DiffusersEngine(recipes, turnstile, room, lora_room=lora_room, building=building)
 
 
 def _use_all_cores() -> None:
@@ -75,14 +85,18 @@ class EngineHost:
     ) -> None:
         self._device = device
         room = Room(budget.room_on(device, memory).alone, memory_of_machine())
-        make = make or partial(engine_for, room=room)
+        # Libraries build models under settings that hold for the whole process: one at a time.
+        building = threading.Lock()
+        make = make or partial(
+            engine_for, room=room, lora_room=budget.lora_memory, building=building
+        )
         self._on_cpu = device == "cpu"
         turnstile = self._turnstile = Turnstile(
             overlap=device.startswith("cuda"),
             begin=_use_all_cores if self._on_cpu else lambda: None,
         )
         self._residency = Residency(
-            device, budget, memory, lambda card: make(card, turnstile), changed
+            device, budget, memory, lambda card: make(card, turnstile), changed, building
         )
 
     @property

@@ -50,6 +50,7 @@ class Residency:
         memory: int,
         make: Make,
         changed: Callable[[Held], None],
+        building: threading.Lock | None = None,
     ) -> None:
         self.room = budget.room_on(device, memory)
         self._device = device
@@ -62,8 +63,7 @@ class Residency:
         self._short: list[float] = []
         self._closed = False
         self._news = threading.Condition()
-        # Libraries build models under settings that hold for the whole process: one at a time.
-        self._building = threading.Lock()
+        self._building = building or threading.Lock()
         if budget.model_ttl:
             threading.Thread(target=self._send_idle_away, name="idle", daemon=True).start()
 
@@ -103,10 +103,10 @@ class Residency:
         with self._news:
             model.users -= 1
             model.idle_since = time.monotonic()
-            going = model.idle and model.unwanted
-            if going:
-                model.set_out()
-            self._news.notify_all()
+            if model.state == "here":
+                model.size = model.engine.memory or model.size  # with LoRAs that came
+            going = model.leaves()
+            self._tell()
         if going:
             self._send_away([model], for_good=True)
 
@@ -279,9 +279,7 @@ class Residency:
                 pause = min(before.pause * 2, _LONGEST_PAUSE) if before else _FIRST_PAUSE
                 until = time.monotonic() + pause
                 self._failures[model.card.id] = Failure(failure, until, pause)
-            going = model.idle and model.unwanted and failure is None
-            if going:
-                model.set_out()
+            going = model.leaves()
             self._tell()
         if going:
             self._send_away([model], for_good=True)

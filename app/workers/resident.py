@@ -60,6 +60,13 @@ class Resident:
         """It leaves from where it is."""
         self.state = "dropping" if self.state == "parked" else "leaving"
 
+    def leaves(self) -> bool:
+        """Whether nobody wants it any more, nor uses it; then it sets out."""
+        going = self.idle and self.unwanted
+        if going:
+            self.set_out()
+        return going
+
     @property
     def idle(self) -> bool:
         return self.state == "here" and not self.users
