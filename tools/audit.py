@@ -38,8 +38,8 @@ def main() -> int:
 
 
 def verdict(packages: list[dict[str, Any]]) -> tuple[str, int]:
-    """What to say of pip-audit's findings, and the exit status. A package that the service does not know
-    was not looked at; where it knows none, there is no such service behind this index."""
+    """What to say of pip-audit's findings, and the exit status. A package that the service does not
+    know was not looked at; where it knows none, there is no such service behind this index."""
     known = [package for package in packages if "skip_reason" not in package]
     if not known:
         return "skipped: no advisory service", 0
