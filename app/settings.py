@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     metadata: bool = True
     webhook_hosts: tuple[str, ...] = ()
     webhook_secret: SecretStr = SecretStr("")
+    traces: str = Field(
+        default="", pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?)?$"
+    )
     image_memory: PositiveInt = 256 * 1024 * 1024
 
     @classmethod

@@ -117,6 +117,17 @@ async def add_request_id(message: Message, scope: Scope) -> None:
             headers["x-ratelimit-remaining-requests"] = str(rate.left)
 
 
+def say_goodbye(going: Callable[[], bool]) -> Callable[[Message, Scope], Awaitable[None]]:
+    """A `before_send` hook: while the server is `going`, connections end with their answers, so that
+    no proxy sends the next request on one that is about to be closed."""
+
+    async def hook(message: Message, _: Scope) -> None:
+        if message["type"] == "http.response.start" and going():
+            MutableScopeHeaders(message)["connection"] = "close"
+
+    return hook
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -138,7 +149,7 @@ def _answer(
 
 def _on_easel_error(_: Request[Any, Any, Any], error: errors.EaselError) -> Response[Any]:
     headers: dict[str, str] = {}
-    if isinstance(error, errors.TryLater):
+    if isinstance(error, errors.Unavailable):
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, errors.NotAuthenticated):
         headers["www-authenticate"] = "Bearer"

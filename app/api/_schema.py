@@ -111,8 +111,10 @@ LAST_EVENT_ID = Parameter(
 _REQUEST_ID = OpenAPIHeader(
     schema=_text("The client's own `x-request-id`, or a new one."), required=True
 )
-_RETRY_AFTER = OpenAPIHeader(
-    schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=59), required=True
+_SECONDS = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=59)
+_RETRY_AFTER = OpenAPIHeader(schema=_SECONDS, required=True)
+_RETRY_PERHAPS = OpenAPIHeader(
+    schema=_SECONDS, description="Sent where the same request may work later."
 )
 
 _SHOULD_RETRY = OpenAPIHeader(
@@ -171,6 +173,8 @@ def answers(
                     given.headers |= RATE_HEADERS
                 if code == "429":
                     given.headers["retry-after"] = _RETRY_AFTER
+                if code == "503" and 503 not in (failing or {}):
+                    given.headers["retry-after"] = _RETRY_PERHAPS
                 if code.startswith("5") and int(code) not in (failing or {}):
                     given.headers["x-should-retry"] = _SHOULD_RETRY
                 if code == str(status):

@@ -7,16 +7,19 @@ from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, put
 from litestar.di import NamedDependency
+from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from app.api._access import caller_of
 from app.api._owner import check_picture
 from app.api._schema import PICTURE, answers
 from app.api._shapes import Nothing
+from app.report import told
 from app.service import ImageService
 from app.store.pictures import StoredImage
 from app.store.statistics import Report
 
+_TABLES = {"text/plain": Schema(type=OpenAPIType.STRING, description="The same for people.")}
 AnyRequest = Request[Any, Any, Any]
 Days = Annotated[float, QueryParameter(gt=0, le=36_500)]
 
@@ -84,19 +87,23 @@ async def remove(
     return {}
 
 
-@get("/stats", **answers(Report, 400, 503, access="generate"))
+@get("/stats", **answers(Report, 400, 503, also=_TABLES, access="generate"))
 async def stats(
     request: AnyRequest,
     service: NamedDependency[ImageService],
     days: Days = 30.0,
     owner: Annotated[str | None, QueryParameter(max_length=256)] = None,
-) -> Report:
+) -> Response[Any]:
     """How long pictures took by model and size, how jobs ended, how long they waited, and who asked,
-    of the last `days`; of the caller's own jobs, or everybody's for who may see them."""
+    of the last `days`; of the caller's own jobs, or everybody's for who may see them. JSON, or tables
+    of plain text for a browser and who else asks for text."""
     caller = caller_of(request)
     if not caller.everyone:
         owner = caller.owner
-    return await service.archive.report(since=time.time() - days * 86_400, owner=owner)
+    report = await service.archive.report(since=time.time() - days * 86_400, owner=owner)
+    if request.headers.get("accept", "").startswith("text/"):
+        return Response(told(report), media_type="text/plain")
+    return Response(report, media_type="application/json")
 
 
 def _picture(stored: StoredImage) -> Response[bytes]:

@@ -1,8 +1,8 @@
-"""Easel in the shell: serve, generate, inspect, stats, keys, models, styles, bench."""
+"""Easel in the shell: serve, generate, inspect, stats, keys, models, styles, bench, nginx."""
 
 from __future__ import annotations
 
-from app.cli import drawing, history, keys, measuring, models, planning, serving, styles
+from app.cli import drawing, history, keys, measuring, models, planning, proxying, serving, styles
 from app.cli._shell import shell, stop
 from app.settings import ConfigurationError
 
@@ -14,6 +14,7 @@ __all__ = [
     "measuring",
     "models",
     "planning",
+    "proxying",
     "serving",
     "styles",
 ]

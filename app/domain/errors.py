@@ -9,8 +9,8 @@
     ├── Refused              who asks may not
     │   ├── NotAuthenticated     no key, or none that is good
     │   └── NotAllowed           a good key, but not for this; or a page of elsewhere asks
-    ├── Unavailable          the same request may work later
-    │   ├── TryLater             carries the seconds after which to try again
+    ├── Unavailable          the same request may work later; carries the seconds after which
+    │   ├── TryLater             those seconds are known for certain
     │   │   ├── QueueFull            as many jobs wait as may
     │   │   ├── UploadsFull          the pictures that wait take as much memory as they may
     │   │   ├── RateLimited          the key has asked too often, or has too many jobs
@@ -80,7 +80,10 @@ class NotAllowed(Refused):
 
 
 class Unavailable(EaselError):
+    """`retry_after` is the seconds after which to try again, 1 to 59."""
+
     code = "unavailable"
+    retry_after: int = 5
 
 
 class TryLater(Unavailable):
@@ -111,6 +114,7 @@ class QuotaSpent(TryLater):
 
 class ShuttingDown(Unavailable):
     code = "server_draining"
+    retry_after = 10
 
 
 class GenerationFailed(EaselError):

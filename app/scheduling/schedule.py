@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -174,6 +175,18 @@ class Schedule:
         return held | {entry.card.id for entry in entries}
 
     # -- who is next -------------------------------------------------------------------------------
+
+    def by_class(self, fetching: Iterable[Entry]) -> dict[str, Counter[str]]:
+        """How many jobs wait, run, or are `fetching` their model's files; by priority."""
+        groups = {
+            "waiting": self.waiting.values(),
+            "running": self.running.values(),
+            "fetching": fetching,
+        }
+        return {
+            doing: Counter(entry.job.terms.priority for entry in entries)
+            for doing, entries in groups.items()
+        }
 
     def next_for(self, slot: SlotInfo, slots: Iterable[SlotInfo], now: float) -> Entry | None:
         """The job that is to start on this slot now, if any."""
