@@ -113,6 +113,7 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     ("POST", "/estimate"): _BODY | {200, 404},
     ("GET", "/health"): {200, 500},
     ("GET", "/ready"): {200, 500, 503},
+    ("GET", "/metrics"): {200, 500},
 }
 _KEYS: dict[tuple[str, str], set[int]] = {
     ("POST", "/keys"): _BODY | {201},
