@@ -25,11 +25,13 @@ run: .venv/.run  ## Serve on 127.0.0.1:$(PORT)
 test: .venv/.dev  ## Run the tests
 	$(BIN)/pytest
 
-check: .venv/.dev  ## Lint, types, layers
+check: .venv/.dev  ## Lint, types, layers, known faults
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive app
+	$(BIN)/python tools/audit.py
 
 fmt: .venv/.dev  ## Format
 	$(BIN)/ruff format .

@@ -90,6 +90,10 @@ class Archive:
 
     # -- pictures ----------------------------------------------------------------------------------
 
+    async def owner_of_image(self, image_id: str) -> str | None:
+        """Whose picture it is; None where there is no such picture."""
+        return await self._history.owner_of_image(image_id)
+
     async def image(self, image_id: str) -> StoredImage:
         """Raises NotFound."""
         return await self._pictures.get(image_id)

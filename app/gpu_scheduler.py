@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,6 +35,7 @@ from app.domain.events import (
     JobCancelled,
     JobEvent,
     Started,
+    StepFinished,
     Succeeded,
     Waited,
 )
@@ -50,10 +51,11 @@ from app.scheduling.fair_queue import FairQueue, Ticket
 from app.scheduling.fallback import Choice, Fallback
 from app.scheduling.forecast import Outlook
 from app.scheduling.limits import SchedulerLimits
+from app.scheduling.onlooker import Onlooker
 from app.scheduling.queue_news import QueueNews
 from app.scheduling.room import QueueRoom
 from app.scheduling.run_clock import RunClock
-from app.scheduling.schedule import Entry, Estimate, Schedule
+from app.scheduling.schedule import Entry, Estimate, MayRun, Schedule
 from app.scheduling.warm_up import WarmUps
 from app.store.pictures import PictureStore, StoredImage
 from app.workers.base import SlotInfo, WorkerLost, WorkerPool
@@ -66,7 +68,9 @@ _REFRESH_SECONDS = 2.0
 
 
 class GpuScheduler:
-    """One queue in front of all slots of a pool. `new_id` makes ids for pictures."""
+    """One queue in front of all slots of a pool. `new_id` makes ids for pictures, `spend` is told what
+    a run cost: the owner, the job, and seconds of a device. Once it is `closing`, `hurried` may be set:
+    running jobs then get no more time."""
 
     def __init__(
         self,
@@ -79,6 +83,9 @@ class GpuScheduler:
         *,
         preload: Iterable[ModelCard] = (),
         new_id: Callable[[], str],
+        onlooker: Onlooker | None = None,
+        spend: Callable[[str, str, float], None] = lambda *_: None,
+        may_run: MayRun = lambda *_: True,
     ) -> None:
         self._pool = pool
         self._board = board
@@ -87,12 +94,14 @@ class GpuScheduler:
         self._shelf = shelf
         self._limits = limits
         self._new_id = new_id
+        self._onlooker = onlooker or Onlooker()
+        self._spend = spend
         queue = FairQueue(
             limits.owner_weights,
             aging_seconds=limits.aging_seconds,
             starvation_seconds=limits.starvation_seconds,
         )
-        self._schedule = Schedule(queue, expectations, limits.max_models)
+        self._schedule = Schedule(queue, expectations, limits.max_models, may_run)
         self._warm_ups = WarmUps(pool, expectations, preload, shelf.local, self._dispatch)
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = QueueNews(self._schedule, board, pool.slots, self._warm_ups.going)
@@ -101,7 +110,7 @@ class GpuScheduler:
         )
         shelf.busy = lambda: self._schedule.models(pool.slots()) | self._arrivals.models()
         self._room = QueueRoom(limits.max_queue, self.waiting, self._until_one_starts)
-        self._closing = False
+        self.closing = self.hurried = False
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -117,11 +126,11 @@ class GpuScheduler:
         The rest end as failed, but for those that may go on without anybody waiting: they stay
         unfinished, for the next process.
         """
-        if self._closing:
+        if self.closing:
             return
-        self._closing = True
+        self.closing = True
         deadline = time.monotonic() + drain_s
-        while self._schedule.running and time.monotonic() < deadline:
+        while self._schedule.running and time.monotonic() < deadline and not self.hurried:
             await asyncio.sleep(0.05)
         self._news.close()
         ended = ShuttingDown("The server is shutting down.")
@@ -132,16 +141,15 @@ class GpuScheduler:
             entry.ended = True
         for job_id in list(self._schedule.waiting):
             self._schedule.remove(job_id)
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.close()
 
     @property
     def ready(self) -> bool:
         """Whether some worker could start on a picture now, its preloaded models in place."""
-        return not self._closing and any(
+        return not self.closing and any(
             slot.state == "up" and self._warm_ups.done(slot) for slot in self._pool.slots().values()
         )
 
@@ -151,11 +159,15 @@ class GpuScheduler:
     def waiting(self) -> int:
         return len(self._schedule.waiting) + len(self._arrivals)
 
+    def by_class(self) -> Mapping[str, Mapping[str, int]]:
+        """How many unfinished jobs there are, by what they do and by priority."""
+        return self._schedule.by_class(self._arrivals.entries())
+
     # -- jobs --------------------------------------------------------------------------------------
 
     def room(self) -> AbstractContextManager[None]:
         """A place in the queue, held while the job is made. Raises QueueFull, ShuttingDown."""
-        if self._closing:
+        if self.closing:
             raise ShuttingDown("The server is shutting down.")
         return self._room.hold()
 
@@ -175,7 +187,7 @@ class GpuScheduler:
         age = max(0.0, time.time() - job.created)
         entry = self._entry(job, (card, job.request), time.monotonic() - age)
         entry.fallback.choices.extend(instead)
-        if self._closing:
+        if self.closing:
             late = ShuttingDown("The server is shutting down.")
             self._fail(entry, late)
             raise late
@@ -249,16 +261,7 @@ class GpuScheduler:
         self, request: GenerationRequest, card: ModelCard, *, owner: str, terms: Terms
     ) -> Estimate:
         """What a job submitted now could expect."""
-        now, unix = time.monotonic(), time.time()
-        guest = Job(
-            id="guest",
-            owner=owner,
-            door="",
-            request=request,
-            created=unix,
-            changed=unix,
-            terms=terms,
-        )
+        now, guest = time.monotonic(), Job.imagined(request, owner, terms, time.time())
         entry, slots = self._entry(guest, (card, request), now), self._pool.slots()
         return self._schedule.estimate(entry, slots, self._warm_ups.going(), now)
 
@@ -267,7 +270,7 @@ class GpuScheduler:
     def _dispatch(self) -> None:
         now = time.monotonic()
         for slot in self._pool.slots().values():
-            if self._closing or slot.state != "up" or slot.id in self._warm_ups.going():
+            if self.closing or slot.state != "up" or slot.id in self._warm_ups.going():
                 continue
             while entry := self._schedule.next_for(slot, self._pool.slots().values(), now):
                 self._schedule.start(entry, slot, now)
@@ -305,8 +308,10 @@ class GpuScheduler:
             self._expectations.learn(
                 request, device, measured, loaded=entry.loaded, shared=entry.shared
             )
+            self._onlooker.drew(request.model, measured)
             seconds = sum(measured.values()) - measured.get("loading_model", 0.0)
             self._shelf.note(entry.card.id, None)
+            self._charge(entry)
             self._end(entry, Succeeded())
         except Cancelled:
             self._end(entry, JobCancelled())
@@ -327,12 +332,18 @@ class GpuScheduler:
             _log.exception("job %s", job.id)
             self._fail(entry, EaselError("The server made a mistake; its log says more."))
         finally:
+            self._charge(entry)
             await run.aclose()
             self._schedule.end(entry, 0.0 if again else seconds)
             if again:  # with a fresh meter: its progress starts over
                 self._arrivals.add(self._entry(job, again, entry.ticket.since, entry))
-            if not self._closing:
+            if not self.closing:
                 self._dispatch()
+
+    def _charge(self, entry: Entry) -> None:
+        """Tell what the run has cost, once; however it ends."""
+        if seconds := entry.meter.charge(time.monotonic()):
+            self._spend(entry.job.owner, entry.job.id, seconds)
 
     def _instead(self, entry: Entry, error: EaselError, *, loading: bool) -> Choice | None:
         """What is to be drawn after a run has failed; nothing, and the job has failed as well."""
@@ -353,6 +364,8 @@ class GpuScheduler:
             ready = ImageReady(event.index, image_id, event.seed, event.prompt_tokens)
             self._board.publish(entry.job.id, ready, picture)
             return
+        if isinstance(event, StepFinished):
+            self._onlooker.stepped(entry.request.model, event.batch)
         now = time.monotonic()
 
         def remaining() -> float:
@@ -379,6 +392,7 @@ class GpuScheduler:
 
     async def _watch(self) -> None:
         async for event in self._pool.watch():
+            self._onlooker.changed(event, self._pool.slots()[event.slot])
             if event.kind == "up":
                 self._spawn(self._warm_ups.run(self._pool.slots()[event.slot]))
             self._dispatch()

@@ -11,6 +11,7 @@ from app.archive import Archive
 from app.scheduling.phase_times import PhaseTimes
 from app.store.errors import StorageFull, StoreUnavailable
 from app.store.history import Limits
+from app.store.spending import Ledger
 from app.store.timings import Timings
 
 _log = logging.getLogger(__name__)
@@ -24,21 +25,29 @@ class Housekeeping:
     """Done by `run`, one thing after the other; what fails is told in the log and tried again."""
 
     def __init__(
-        self, times: PhaseTimes, timings: Timings, archive: Archive, limits: Limits
+        self,
+        times: PhaseTimes,
+        timings: Timings,
+        archive: Archive,
+        limits: Limits,
+        ledger: Ledger,
     ) -> None:
         self._times = times
         self._timings = timings
         self._archive = archive
         self._limits = limits
+        self._ledger = ledger
 
     async def load(self) -> None:
         """Take in the times that earlier processes have measured. Raises StoreUnavailable."""
         await self._attempt("looking for room", self._archive.look_for_room)
         self._times.load(await self._timings.load())
+        await self._ledger.load()
 
     async def save(self) -> None:
         """Keep what was measured since."""
         await self._attempt("keeping measured times", self._save)
+        await self._attempt("keeping what was spent", self._ledger.save)
 
     async def run(self) -> None:
         forget_at, sweep_at = time.monotonic(), time.monotonic() + _FORGET_SECONDS

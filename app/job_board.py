@@ -82,11 +82,16 @@ class JobBoard:
         self._later: asyncio.TimerHandle | None = None
         self._repair: asyncio.Task[None] | None = None
         self._observers: list[Observer] = []
+        self._greeters: list[Callable[[Job], None]] = []
         self._closing = self._closed = False
 
     def observe(self, observer: Observer) -> None:
         """Call it with every job and event from now on, once they are seen."""
         self._observers.append(observer)
+
+    def greet(self, greeter: Callable[[Job], None]) -> None:
+        """Call it with every job that is opened from now on, by whoever opens it."""
+        self._greeters.append(greeter)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -121,6 +126,9 @@ class JobBoard:
         )
         await self._store.accept(job)
         self._entries[job.id] = _Entry(job)
+        for greeter in self._greeters:
+            with contextlib.suppress(Exception):  # as below
+                greeter(job)
         return job
 
     async def unfinished(self) -> list[Job]:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.plugins.pydantic import PydanticPlugin
 from ulid import ULID
@@ -18,44 +19,57 @@ from app.api import (
     diffugen,
     health,
     jobs,
+    keys,
     loras,
+    metrics,
     model_files,
     openai,
     pictures,
     styles,
     vision,
 )
-from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id
-from app.api._schema import BodySchemas, openapi_config
+from app.api._access import Doorkeeper
+from app.api._gate import Gate, hosts_of
+from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id, say_goodbye
+from app.api._schema import JOB_HEADERS, RATE_HEADERS, BodySchemas, openapi_config
+from app.api._tracing import Traced
 from app.archive import Archive
+from app.catalogue import Catalogue
 from app.domain.events import NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
+from app.domain.request import GenerationRequest
 from app.engines.upscaler_files import find_upscalers
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
 from app.gpu_scheduler import GpuScheduler
 from app.housekeeping import Housekeeping
 from app.job_board import JobBoard
+from app.metrics import Metrics
 from app.model_files.loras import LoraShelf
 from app.model_files.shelf import ModelShelf
 from app.model_files.usage import Usage
 from app.presets import FILE_NAME, Presets
+from app.reception import Reception
 from app.scheduling.batch_profile import BatchProfiles
 from app.scheduling.expectations import Expectations
 from app.scheduling.limits import SchedulerLimits
 from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
+from app.scheduling.schedule import Schedule
 from app.service import ImageService
 from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
 from app.store.jobs import JobStore
+from app.store.keys import KeyRing
 from app.store.links import Links
 from app.store.pictures import PictureStore
+from app.store.spending import Ledger
 from app.store.statistics import Statistics
 from app.store.timings import Timings
+from app.tracing import Tracing, TracingMissing
 from app.webhooks.outbox import Webhooks, kind_of
 from app.workers.base import WorkerPool
 from app.workers.local import LocalPool
@@ -70,15 +84,8 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
 
     Raises ConfigurationError.
     """
-    cards = load_cards(settings.models_dir)
-    for name in (
-        settings.default_model,
-        *settings.preload,
-        *settings.pinned,
-        *settings.aliases.values(),
-    ):
-        if name not in cards:
-            raise ConfigurationError(f"the settings name model {name}, which has no card")
+    catalogue = read_catalogue(settings)
+    cards = catalogue.cards
     try:
         database = Database.at(settings.database_url(), synchronous=settings.database_sync)
         blobs = open_blobs(
@@ -87,17 +94,12 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         links = Links.open(settings.data_dir)
     except (StoreRefused, OSError, ValueError) as error:
         raise ConfigurationError(f"the store cannot be used: {error}") from error
+    ring, ledger = KeyRing(database), Ledger(database)
     stored = PictureStore(database, blobs, memory_bytes=settings.image_memory)
     board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
     webhooks = Webhooks(settings.webhook_policy())
     board.observe(partial(_tell, webhooks))
-    try:
-        upscalers = find_upscalers(settings.upscalers_dir or settings.data_dir / "upscalers")
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
-    if both := cards.keys() & upscalers.keys():
-        raise ConfigurationError(f"model {min(both)} has the name of an upscaler")
-    shelf = open_shelf(settings, {**cards, **{name: one.card for name, one in upscalers.items()}})
+    shelf = open_shelf(settings, catalogue.all)
     times = PhaseTimes()
     pool = pool or LocalPool(
         settings.device_names(), capacity=settings.max_running, budget=settings.budget()
@@ -106,6 +108,25 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         times,
         BatchProfiles(settings.data_dir / "batch_profiles.json", enabled=settings.batching),
         weight_bytes,
+    )
+    counted = Metrics(
+        slots=lambda: pool.slots().values(),
+        by_class=lambda: scheduler.by_class(),  # noqa: PLW0108 - it is made below
+    )
+    board.observe(counted.heard)
+    tracing = _tracing(settings.traces, board)
+
+    def expected(request: GenerationRequest, workers: WorkerPool = pool) -> float:
+        return expectations.seconds(request, Schedule.device(workers.slots().values()))
+
+    reception = Reception(
+        allowance=ring.allowance,
+        spent=ledger.today,
+        seconds_of=ledger.of_job,
+        unfinished=board.going_on,
+        expected=expected,
+        max_queue=settings.max_queue,
+        max_bytes=settings.max_waiting_uploads,
     )
     scheduler = GpuScheduler(
         pool,
@@ -124,6 +145,9 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         ),
         preload=[cards[name] for name in settings.preload],
         new_id=new_id,
+        onlooker=counted,
+        spend=ledger.add,
+        may_run=reception.may_run,
     )
     archive = Archive(
         board,
@@ -136,24 +160,64 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         database_room=database.free_bytes,
     )
     service = ImageService(
-        cards,
-        settings.default_model,
-        settings.foreign_models,
-        settings.aliases,
+        catalogue,
         scheduler,
         board,
         archive,
         Presets(settings.data_dir / FILE_NAME),
-        load_styles(settings.styles_file),
-        upscalers,
         shelf,
         open_loras(settings, shelf),
         check_webhook=webhooks.check,
         loader=Loader(pool, shelf, expectations),
+        reception=reception,
         metadata=settings.metadata,
     )
-    housekeeping = Housekeeping(times, Timings(database), archive, settings.history_limits())
-    return Gateway(service, scheduler, board, database, stored, housekeeping, webhooks)
+    housekeeping = Housekeeping(
+        times, Timings(database), archive, settings.history_limits(), ledger
+    )
+    return Gateway(
+        service,
+        scheduler,
+        board,
+        database,
+        stored,
+        housekeeping,
+        webhooks,
+        ring,
+        ledger,
+        links,
+        counted,
+        tracing,
+        reread=partial(read_catalogue, settings),
+    )
+
+
+def read_catalogue(settings: Settings) -> Catalogue:
+    """What the files of settings, cards, styles and upscalers say now. Raises ConfigurationError."""
+    try:
+        return Catalogue(
+            load_cards(settings.models_dir),
+            default_model=settings.default_model,
+            foreign_models=settings.foreign_models,
+            aliases=settings.aliases,
+            mentioned=(*settings.preload, *settings.pinned),
+            styles=load_styles(settings.styles_file),
+            upscalers=find_upscalers(settings.upscalers_dir or settings.data_dir / "upscalers"),
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _tracing(endpoint: str, board: JobBoard) -> Tracing | None:
+    if not endpoint:
+        return None
+    try:
+        tracing = Tracing(endpoint)
+    except TracingMissing as error:
+        raise ConfigurationError(str(error)) from error
+    board.greet(tracing.opened)
+    board.observe(tracing.heard)
+    return tracing
 
 
 def open_shelf(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelShelf:
@@ -205,7 +269,17 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
     def provide_doors() -> DoorSettings:
         return doors
 
-    return Litestar(
+    def provide_metrics() -> Metrics:
+        return gateway.metrics
+
+    doorkeeper = Doorkeeper(
+        gateway.keys,
+        gateway.links,
+        service.reception,
+        keyless=settings.keyless,
+        trust_user_header=settings.trust_user_header,
+    )
+    application = Litestar(
         [
             *openai.HANDLERS,
             Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
@@ -218,16 +292,41 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *model_files.HANDLERS,
             *loras.HANDLERS,
             *health.HANDLERS,
+            keys.door(keys.KeyDesk(gateway.keys, gateway.ledger)),
+            *metrics.HANDLERS,
         ],
+        middleware=[
+            metrics.Counting(gateway.metrics),
+            *([Traced(gateway.tracing)] if gateway.tracing else []),
+        ],
+        guards=[doorkeeper.check],
         lifespan=[parts],
         dependencies={
             "service": Provide(provide_service, sync_to_thread=False),
             "doors": Provide(provide_doors, sync_to_thread=False),
+            "metrics": Provide(provide_metrics, sync_to_thread=False),
         },
         exception_handlers=EXCEPTION_HANDLERS,
-        before_send=[add_request_id],
+        before_send=[add_request_id, say_goodbye(lambda: gateway.scheduler.closing)],
         request_max_body_size=settings.max_body,
         openapi_config=openapi_config(app.__version__),
         plugins=[BodySchemas(), PydanticPlugin(validate_strict=True)],
         logging_config=None,
+        cors_config=_cors(settings),
     )
+    # Before the routes, and so before what is no route as well; after the request has its id.
+    application.asgi_handler = Gate(
+        application.asgi_handler,
+        hosts_of(settings.allowed_hosts, keyless=settings.keyless),
+        settings.cors_origins,
+        service.reception,
+        log_requests=settings.log_requests,
+    )
+    return application
+
+
+def _cors(settings: Settings) -> CORSConfig | None:
+    if not settings.cors_origins:
+        return None
+    told = [*JOB_HEADERS, *RATE_HEADERS, "x-request-id", "retry-after"]
+    return CORSConfig(allow_origins=list(settings.cors_origins), expose_headers=told)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,11 +13,11 @@ import msgspec
 
 from app.archive import Archive
 from app.attendance import FOREVER, Attendance
+from app.catalogue import Catalogue
 from app.domain.errors import (
     InvalidRequest,
     ModelUnavailable,
     NotFound,
-    UnknownModel,
     WorkerCrashed,
 )
 from app.domain.events import Failed, NumberedEvent
@@ -35,6 +34,7 @@ from app.model_files.loras import LoraShelf
 from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
+from app.reception import Reception
 from app.scheduling.expectations import device_kind
 from app.scheduling.loading import Loader
 from app.scheduling.schedule import Estimate
@@ -59,81 +59,64 @@ class ImageService:
 
     def __init__(
         self,
-        cards: Mapping[str, ModelCard],
-        default_model: str,
-        foreign_models: tuple[str, ...],
-        aliases: Mapping[str, str],
+        catalogue: Catalogue,
         scheduler: GpuScheduler,
         board: JobBoard,
         archive: Archive,
         presets: Presets,
-        styles: Styles,
-        upscalers: Upscalers,
         shelf: ModelShelf,
         loras: LoraShelf,
         *,
         check_webhook: Callable[[str], None],
         loader: Loader,
+        reception: Reception,
         metadata: bool = True,
     ) -> None:
-        self._cards = cards
-        self._default = cards[default_model]
-        self._foreign = foreign_models
+        self.catalogue = catalogue
         self._scheduler = scheduler
         self._board = board
         self.archive = archive
         self._presets = presets
-        self.styles = styles
-        self.upscalers = upscalers
-        self._all = {**cards, **{name: one.card for name, one in upscalers.items()}}
         self.shelf = shelf
         self.loras = loras
         self._check_webhook = check_webhook
         self._loader = loader
+        self.reception = reception
         self._metadata = metadata
         self._attendance = Attendance(scheduler.cancel)
         self._recent = RecentRequests()
         self._one_by_one = asyncio.Lock()
         self._feed = JobFeed(board)
-        self._names = {name: card for card in cards.values() for name in (card.id, *card.aliases)}
-        self._names |= {alias: self._names[name] for alias, name in aliases.items()}
 
     # -- models ------------------------------------------------------------------------------------
 
+    @property
+    def styles(self) -> Styles:
+        return self.catalogue.styles
+
+    @property
+    def upscalers(self) -> Upscalers:
+        return self.catalogue.upscalers
+
     def models(self) -> list[ModelCard]:
-        return list(self._cards.values())
+        return list(self.catalogue.cards.values())
 
     def model(self, name: str | None, family: str | None = None) -> ModelCard:
-        """The card that a client means by `name`: an id, an alias, or nothing at all.
-
-        Names of OpenAI's own models, and an absent one, mean the default model; where a front door
-        serves one `family` only, its default is the first card of that family whose files are here.
-
-        Raises:
-            UnknownModel: no card answers to the name.
-            InvalidRequest: the model is of another family.
-        """
-        if not name or any(fnmatch.fnmatchcase(name, foreign) for foreign in self._foreign):
-            if family is None or self._default.family == family:
-                return self._default
-            kin = [card for card in self._cards.values() if card.family == family]
-            here = [card for card in kin if self.shelf.state(card.id).here]
-            card = next(iter(here or kin), None)
-        else:
-            card = self._names.get(name)
-        if card is None:
-            known = ", ".join(self._cards)
-            raise UnknownModel(f"This model does not exist here. Models: {known}.", param="model")
-        if family is not None and card.family != family:
-            raise InvalidRequest(
-                f"Model {card.id} is of family {card.family}, and this route draws {family} only.",
-                param="model",
-            )
-        return card
+        """The card that a client means by `name`: see `Catalogue.model`."""
+        return self.catalogue.model(name, family, here=lambda model: self.shelf.state(model).here)
 
     async def load(self, card: ModelCard) -> None:
         """Have a worker hold the model. Raises Unavailable, TimedOut, and what `Engine.load` raises."""
         await self._loader.bring(self._here(card))
+
+    async def renew(self, catalogue: Catalogue) -> None:
+        """Offer this from now on. Accepted jobs are drawn as they were accepted; a model whose card has
+        changed is loaded anew for those that come after them."""
+        known = self.catalogue.all
+        await asyncio.to_thread(self.shelf.renew, catalogue.all)
+        self.catalogue = catalogue
+        changed = [card for name, card in known.items() if catalogue.all.get(name) != card]
+        await self._loader.let_go(changed)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -145,7 +128,7 @@ class ImageService:
         upscaler = self.upscalers.get(given.model or "")
         if given.image is not None and upscaler is not None:
             return enlarging(upscaler, given, metadata=self._metadata)
-        if given.model == AUTO and AUTO not in self._names:
+        if given.model == AUTO and not self.catalogue.knows(AUTO):
             return self._chosen(given, family)
         return self._resolved(self.model(given.model, family), given)
 
@@ -154,7 +137,7 @@ class ImageService:
         and fit somewhere, one that is held, or else the default model, or else any."""
         given = msgspec.structs.replace(given, requested_model=AUTO)
         default, held = self.model(None, family), self._loader.held()
-        cards = [card for card in self._cards.values() if family in (None, card.family)]
+        cards = [card for card in self.models() if family in (None, card.family)]
         for card in sorted(cards, key=lambda one: (one.id not in held, one is not default)):
             if self.shelf.local(card.id) is not None and self._loader.fits(self._here(card)):
                 with suppress(InvalidRequest):
@@ -173,7 +156,7 @@ class ImageService:
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
         """Names of fields that were given and that the model of `request` has no use for."""
-        return self._all[request.model].unused(given, request)
+        return self.catalogue.all[request.model].unused(given, request)
 
     def presets(self, card: ModelCard) -> dict[str, dict[str, Any]]:
         """The presets that the model has here, and what was measured of each."""
@@ -185,7 +168,7 @@ class ImageService:
 
     def preset_of(self, request: GenerationRequest) -> dict[str, Any]:
         """How a request is drawn: its preset, the technique, and what was measured of that."""
-        figures = self.presets(self._all[request.model]).get(request.preset, {})
+        figures = self.presets(self.catalogue.all[request.model]).get(request.preset, {})
         if figures.get("technique") != request.technique:  # calibrated anew meanwhile
             figures = {}
         return {"preset": request.preset, **figures, "technique": request.technique}
@@ -208,14 +191,14 @@ class ImageService:
 
         When all who attend it have left, it goes on for `grace` seconds.
 
-        Raises InvalidRequest, QueueFull, ShuttingDown, StoreUnavailable, StorageFull; then no job
+        Raises InvalidRequest, TryLater, ShuttingDown, StoreUnavailable, StorageFull; then no job
         goes on.
         """
         request = self.resolve(given, family)
         if given.webhook is not None:
             self._check_webhook(given.webhook)
         self.archive.check_room()
-        with self._scheduler.room():
+        with self._scheduler.room(), self.reception.place(owner, request):
             job = await self._board.open(
                 request,
                 owner=owner,
@@ -238,9 +221,9 @@ class ImageService:
         that one can take it; without pictures."""
         wishes: list[GenerationRequest] = []
         wish = msgspec.structs.replace(given, seed=request.seed, requested_model=request.asked)
-        for name in chain(self._all, request.model):
+        for name in chain(self.catalogue.all, request.model):
             with suppress(InvalidRequest):
-                other = self._resolved(self._cards[name], wish)
+                other = self._resolved(self.catalogue.cards[name], wish)
                 wishes.append(other.without_pictures())
         return tuple(wishes)
 
@@ -249,11 +232,11 @@ class ImageService:
         models = [request.model for request in job.instead]
         tried = models.index(job.request.model) + 1 if job.request.model in models else 0
         instead = [
-            (self._cards[request.model], request.with_pictures_of(job.request))
+            (self.catalogue.cards[request.model], request.with_pictures_of(job.request))
             for request in job.instead[tried:]
-            if request.model in self._cards
+            if request.model in self.catalogue.cards
         ]
-        self._scheduler.submit(job, self._all[job.request.model], instead)
+        self._scheduler.submit(job, self.catalogue.all[job.request.model], instead)
 
     async def submit_once(
         self, attempt: Attempt, given: Arguments, *, door: str, grace: float = 0.0
@@ -287,7 +270,8 @@ class ImageService:
         await self._remember_requests()
         for job in await self._board.unfinished():
             needed = {job.request.model, job.request.upscaler or job.request.model}
-            if not {*needed, *job.request.lora_ids} <= set(self.shelf.models):
+            lost = not all(map(self.shelf.knows, job.request.lora_ids))
+            if lost or not needed <= self.catalogue.all.keys():
                 gone = ModelUnavailable("What this job is drawn with is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))
             elif job.attempt >= _MAX_STARTS:
@@ -322,7 +306,7 @@ class ImageService:
     def estimate(self, given: Arguments, *, owner: str) -> tuple[GenerationRequest, Estimate]:
         """What would be drawn, when it would be done and what it takes. Raises InvalidRequest."""
         request = self.resolve(given)
-        card = self._all[request.model]
+        card = self.catalogue.all[request.model]
         expected = self._scheduler.estimate(request, card, owner=owner, terms=given.terms)
         coming = self.shelf.state(card.id).seconds_left or 0.0
         return request, msgspec.structs.replace(

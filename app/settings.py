@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 import tomllib
@@ -33,6 +34,7 @@ from app.domain.lora import KEPT_BYTES, NAME
 from app.domain.model_card import ModelCard
 from app.domain.model_source import HUB
 from app.domain.style import Style, Styles
+from app.logs import Format as LogFormat
 from app.model_files.loras import lora_card
 from app.store.history import Limits
 from app.webhooks.policy import WebhookPolicy
@@ -105,6 +107,11 @@ class Settings(BaseSettings):
     aging_seconds: float = Field(default=10.0, ge=0)
     starvation_seconds: float = Field(default=60.0, ge=0)
     trust_user_header: bool = False
+    proxy_authenticates: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    log_format: LogFormat = "auto"
+    log_requests: bool = True
     owner_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     generation_timeout: PositiveFloat = 300.0
     stall_seconds: PositiveFloat = 120.0
@@ -112,6 +119,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=5.0, ge=0)
     max_body: PositiveInt = 1_000_000
     max_upload: PositiveInt = 64_000_000
+    max_waiting_uploads: ByteSize = ByteSize(512_000_000)
     on_hang_up: str = Field(default="cancel", pattern=r"^(cancel|finish|grace:\d{1,5})$")
     json_heartbeat_after: float = Field(default=0.0, ge=0)
     quality: dict[str, PositiveFloat] = Field(default_factory=dict)
@@ -129,6 +137,9 @@ class Settings(BaseSettings):
     metadata: bool = True
     webhook_hosts: tuple[str, ...] = ()
     webhook_secret: SecretStr = SecretStr("")
+    traces: str = Field(
+        default="", pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?)?$"
+    )
     image_memory: PositiveInt = 256 * 1024 * 1024
 
     @classmethod
@@ -163,6 +174,20 @@ class Settings(BaseSettings):
             }
         except ValueError as error:
             raise ConfigurationError(f"loras: {_mistakes(error)}") from error
+
+    @property
+    def keyless(self) -> bool:
+        """Whether requests may come without a key as long as there is none: only from this machine, or
+        through a proxy that has asked who it is."""
+        return self.proxy_authenticates or self.loopback
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
 
     def database_url(self) -> str:
         """Where jobs are kept: by default in a file of the data folder."""

@@ -36,6 +36,9 @@ NAMES = (
     "poisson",
     "swaps",
     "store",
+    "streams",
+    "overload",
+    "slow_clients",
     "peers",
     "bundled_models",
 )

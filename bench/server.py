@@ -92,7 +92,7 @@ def started(
 
     Yields the port and the process's id.
     """
-    port = _free_port()
+    port = free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, str(port)],
@@ -114,7 +114,7 @@ def started(
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         port: int = sock.getsockname()[1]

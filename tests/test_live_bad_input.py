@@ -117,7 +117,7 @@ def test_json_under_another_content_type_is_415(gateway: Gateway, kind: str) -> 
 def test_a_body_too_large_is_refused_by_its_length_alone(gateway: Gateway) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
         sock.sendall(
-            b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\n"
+            b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nContent-Length: 999999999\r\n\r\n"
         )
         answer = sock.recv(4096).decode()

@@ -265,7 +265,7 @@ def test_each_route_takes_its_own_kind_of_body(gateway: Gateway) -> None:
 def test_an_upload_too_large_is_refused_by_its_length_alone(gateway: Gateway) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
         sock.sendall(
-            b"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\n"
+            b"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 99999999\r\n\r\n"
         )
         answer = sock.recv(4096).decode()

@@ -170,7 +170,7 @@ def post(gateway: Gateway, path: str, body: dict[str, Any]) -> socket.socket:
     """Send a request and do not wait for its answer."""
     content = json.dumps(body).encode()
     sock = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     head += "Content-Type: application/json\r\n"
     sock.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     return sock

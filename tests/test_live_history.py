@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -208,6 +209,10 @@ def test_statistics(client: httpx.Client) -> None:
     assert 0 < kind["seconds"]["min"] <= kind["seconds"]["p50"] <= kind["seconds"]["max"]
     (day,) = report["days"]
     assert (day["owner"], day["jobs"]) == ("counted", 3)
+    for_people = client.get("/stats?owner=counted", headers={"accept": "text/html,*/*"})
+    assert for_people.headers["content-type"].startswith("text/plain")
+    assert re.search(r"^ ?fake +128x64 +3 +0\.\d\d s", for_people.text, re.MULTILINE)
+    assert "3 succeeded; 100.0% succeeded" in for_people.text
 
 
 # -- live ------------------------------------------------------------------------------------------

@@ -117,6 +117,16 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     ("GET", "/health"): {200, 500},
     ("GET", "/ready"): {200, 500, 503},
 }
+_KEYS: dict[tuple[str, str], set[int]] = {
+    ("POST", "/keys"): _BODY | {201},
+    ("GET", "/keys"): {200, 500},
+    ("DELETE", "/keys/{key_id}"): {200, 400, 404, 500},
+}
+PUBLIC = {("GET", "/"), ("GET", "/health"), ("GET", "/ready")}
+STATUSES = {
+    route: statuses | ({403} if route in PUBLIC else {401, 403, 503})
+    for route, statuses in (STATUSES | _KEYS).items()
+}
 """Every route, and every status that it may answer."""
 
 
@@ -205,6 +215,7 @@ def known(quick_gateway: Gateway) -> dict[str, str]:
         "tag": "fox",
         "owner": "lab",
         "name": "snow",
+        "key_id": "0123456789ab",
     }
 
 

@@ -19,7 +19,7 @@ from app.domain.request import Arguments, Priority, Terms
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _DAY = 86_400.0
 Seconds = Annotated[float, Field(ge=1.0, le=_DAY, allow_inf_nan=False)]
-_SIZE = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
+_SIZE = re.compile(r"([0-9]{1,5})[xX*]([0-9]{1,5})")
 
 
 def _listed(given: Any) -> Any:

@@ -21,6 +21,7 @@ from ulid import ULID
 from app.domain import errors
 from app.domain.events import Expired, Failed, JobCancelled, NumberedEvent
 from app.domain.job import Job
+from app.reception import Rate
 from app.service import ImageService
 from app.store.errors import StorageFull, StoreUnavailable
 
@@ -33,7 +34,14 @@ STATUS: dict[str, int] = {
     errors.NotFound.code: 404,
     errors.ModelInUse.code: 400,  # 409 would make SDKs try again
     errors.KeyReused.code: 422,  # 409 would make SDKs try again
+    errors.Refused.code: 403,
+    errors.NotAuthenticated.code: 401,
+    errors.NotAllowed.code: 403,
     errors.QueueFull.code: 429,
+    errors.RateLimited.code: 429,
+    errors.QuotaSpent.code: 429,
+    errors.TryLater.code: 503,
+    errors.UploadsFull.code: 503,
     errors.Unavailable.code: 503,
     errors.ShuttingDown.code: 503,
     StorageFull.code: 503,
@@ -103,7 +111,22 @@ def request_id(scope: Scope) -> str:
 async def add_request_id(message: Message, scope: Scope) -> None:
     """A Litestar `before_send` hook."""
     if message["type"] == "http.response.start":
-        MutableScopeHeaders(message)["x-request-id"] = request_id(scope)
+        headers = MutableScopeHeaders(message)
+        headers["x-request-id"] = request_id(scope)
+        if (rate := cast("Rate | None", scope["state"].get("easel_rate"))) is not None:
+            headers["x-ratelimit-limit-requests"] = str(rate.limit)
+            headers["x-ratelimit-remaining-requests"] = str(rate.left)
+
+
+def say_goodbye(going: Callable[[], bool]) -> Callable[[Message, Scope], Awaitable[None]]:
+    """A `before_send` hook: while the server is `going`, connections end with their answers, so that
+    no proxy sends the next request on one that is about to be closed."""
+
+    async def hook(message: Message, _: Scope) -> None:
+        if message["type"] == "http.response.start" and going():
+            MutableScopeHeaders(message)["connection"] = "close"
+
+    return hook
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -127,15 +150,19 @@ def _answer(
 
 def _on_easel_error(_: Request[Any, Any, Any], error: errors.EaselError) -> Response[Any]:
     headers: dict[str, str] = {}
-    if isinstance(error, errors.QueueFull):
+    if isinstance(error, errors.Unavailable):
         headers["retry-after"] = str(error.retry_after)
-    if isinstance(error, errors.GenerationFailed):
+    if isinstance(error, errors.NotAuthenticated):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, errors.GenerationFailed | errors.QuotaSpent):
         headers["x-should-retry"] = "false"  # OpenAI's SDKs would draw it twice more
     return _answer(STATUS.get(error.code, 500), envelope_of(error), headers)
 
 
 def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     status = error.status_code
+    if status >= 500:
+        _log.error("request %s failed", request_id(request.scope), exc_info=error)
     extra = getattr(error, "extra", None)
     first = extra[0] if isinstance(extra, list) and extra and isinstance(extra[0], dict) else {}
     if status == 400 and first.get("key"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
 import msgspec
+from litestar import Router
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
 from litestar.openapi.spec import (
@@ -30,16 +31,20 @@ from litestar.typing import FieldDefinition
 from pydantic import BaseModel
 
 from app.api._shapes import ErrorEnvelope
+from app.domain.access import Access
 
 # -- statuses --------------------------------------------------------------------------------------
 
 _ERRORS = {
     400: "A value, a name or the body itself cannot be used; `param` names the field.",
+    401: "No key was sent, or none that is good here.",
+    403: "The key may not do this, or the request comes from where none may come from.",
     404: "There is no such model, job or picture.",
     413: "The body is larger than the server allows.",
     415: "The body is not of the content type that this route takes.",
     422: "The Idempotency-Key stands for another request, or somebody cancelled the job.",
-    429: "The queue is full; nothing was drawn. `retry-after` says when to come again.",
+    429: "The queue is full, or the key has had its share; nothing was drawn. "
+    "`retry-after` says when to come again.",
     500: "Drawing failed, or the server made a mistake.",
     503: "The server is going away, or the device has no room for this request.",
     504: "Drawing took longer than the server allows, or its client.",
@@ -68,12 +73,22 @@ PICTURE = {
     for media_type in ("image/png", "image/jpeg", "image/webp")
 }
 
+_COUNT = Schema(type=OpenAPIType.INTEGER, minimum=0)
+
 JOB_HEADERS = {
     "x-easel-job": OpenAPIHeader(
         schema=_text("The id of the job, as `/jobs/{job_id}` knows it."), required=True
     ),
     "x-easel-ignored": OpenAPIHeader(schema=_text("Names of given fields that mean nothing here.")),
+    "x-easel-gpu-seconds": OpenAPIHeader(
+        schema=_text("Seconds that a device worked for it.", pattern=r"^[0-9]+\.[0-9]{3}$")
+    ),
 }
+RATE_HEADERS = {
+    "x-ratelimit-limit-requests": OpenAPIHeader(schema=_COUNT),
+    "x-ratelimit-remaining-requests": OpenAPIHeader(schema=_COUNT),
+}
+"""Of routes that count the requests of a key, where it has a limit."""
 REPLAYED = {
     "idempotent-replayed": OpenAPIHeader(
         schema=_text("The answer is that of an earlier, equal request.", enum=["true"])
@@ -96,8 +111,10 @@ LAST_EVENT_ID = Parameter(
 _REQUEST_ID = OpenAPIHeader(
     schema=_text("The client's own `x-request-id`, or a new one."), required=True
 )
-_RETRY_AFTER = OpenAPIHeader(
-    schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=59), required=True
+_SECONDS = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=59)
+_RETRY_AFTER = OpenAPIHeader(schema=_SECONDS, required=True)
+_RETRY_PERHAPS = OpenAPIHeader(
+    schema=_SECONDS, description="Sent where the same request may work later."
 )
 
 _SHOULD_RETRY = OpenAPIHeader(
@@ -113,11 +130,13 @@ class Answers(TypedDict):
 
     responses: dict[int, ResponseSpec]
     operation_class: type[Operation]
+    opt: dict[str, Any]
 
 
 def answers(
     body: Any,
     *errors: int,
+    access: Access,
     status: int = 200,
     also: dict[str, Schema] | None = None,
     headers: dict[str, OpenAPIHeader] | None = None,
@@ -126,9 +145,12 @@ def answers(
     failing: dict[int, type[msgspec.Struct]] | None = None,
 ) -> Answers:
     """What a handler answers: `status`, as JSON of the type `body` or as `also` says by media type,
-    or one of `errors` (500 may always be). `failing` are statuses with bodies of their own, `form` is
-    what the text fields of a multipart body must be.
+    or one of `errors` (500 may always be, and what a refused caller gets). `access` is what the route
+    asks for; one that may be too busy counts the requests of a key. `failing` are statuses with bodies
+    of their own, `form` is what the text fields of a multipart body must be.
     """
+    counts = 429 in errors
+    errors = (*errors, 403) if access == "public" else (*errors, 401, 403, 503)
     responses = {
         code: ResponseSpec(ErrorEnvelope, generate_examples=False, description=_ERRORS[code])
         for code in sorted({*errors, 500})
@@ -147,8 +169,12 @@ def answers(
                     continue  # Litestar's own idea of a 400 has another body
                 told[code] = given
                 given.headers = {"x-request-id": _REQUEST_ID}
+                if counts:
+                    given.headers |= RATE_HEADERS
                 if code == "429":
                     given.headers["retry-after"] = _RETRY_AFTER
+                if code == "503" and 503 not in (failing or {}):
+                    given.headers["retry-after"] = _RETRY_PERHAPS
                 if code.startswith("5") and int(code) not in (failing or {}):
                     given.headers["x-should-retry"] = _SHOULD_RETRY
                 if code == str(status):
@@ -162,7 +188,8 @@ def answers(
             if form is not None:
                 self.request_body = _form(form)
 
-    return {"responses": responses, "operation_class": Documented}
+    opt = {"access": access, "counts": counts}
+    return {"responses": responses, "operation_class": Documented, "opt": opt}
 
 
 class BodySchemas(OpenAPISchemaPlugin):
@@ -242,5 +269,8 @@ def openapi_config(version: str) -> OpenAPIConfig:
         license=License(name="Apache License 2.0", identifier="Apache-2.0"),
         use_handler_docstrings=True,
         # As data only: the pages that could show it load their scripts from elsewhere.
+        openapi_router=Router(
+            "/schema", route_handlers=[], include_in_schema=False, opt={"access": "any"}
+        ),
         render_plugins=[JsonRenderPlugin(path=["/openapi.json", "/"]), YamlRenderPlugin()],
     )

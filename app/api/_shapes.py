@@ -45,11 +45,11 @@ class Usage(msgspec.Struct):
     output_tokens: int
     total_tokens: int
     input_tokens_details: InputTokens
+    gpu_seconds: float | None = None
 
 
 class Picture(msgspec.Struct):
-    """Either `b64_json` or `url`, as `response_format` says; `revised_prompt` where a style put words
-    around what was given."""
+    """Either `b64_json` or `url`, as `response_format` says; `revised_prompt` for a style."""
 
     seed: int
     revised_prompt: str | None = None

@@ -20,6 +20,8 @@ from litestar.params import FromQuery, JSONBody
 from msgspec.structs import replace
 from pydantic import Field
 
+from app.api._access import caller_of as caller_of_route
+from app.api._access import credential
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, events_of, require_json, wait_for
 from app.api._lora_shapes import WebUiLora
@@ -113,10 +115,11 @@ class Console:
 
 
 def caller_of(request: AnyRequest) -> str:
-    """Who asks: a digest of the address and of what was sent to log in."""
+    """Who asks: a digest of the address, of what was sent to log in, and of whose jobs these are."""
     address = request.client.host if request.client else ""
-    login = request.headers.get("authorization", "")
-    return hashlib.sha256(f"{address} {login}".encode()).hexdigest()
+    login = f"{credential(request.headers)} {request.headers.get('authorization', '')}"
+    owner = caller_of_route(request).owner
+    return hashlib.sha256(f"{address} {login} {owner}".encode()).hexdigest()
 
 
 class TextBody(PictureFields):
@@ -180,20 +183,22 @@ class PictureBody(TextBody):
         )
 
 
-@get("/options", **answers(WebUiOptions))
+@get("/options", **answers(WebUiOptions, access="any"))
 async def options(console: AtConsole) -> dict[str, str]:
     """The one setting that there is, and what clients read beside it."""
     return {"sd_model_checkpoint": console.checkpoint.id, "sd_checkpoint_hash": ""}
 
 
-@post("/options", status_code=200, guards=[require_json], **answers(Nothing, *BODY))
+@post(
+    "/options", status_code=200, guards=[require_json], **answers(Nothing, *BODY, access="generate")
+)
 async def set_options(data: JSONBody[Json], console: AtConsole) -> dict[str, str]:
     """Choose the model of calls that name none; an unknown one and other settings do nothing."""
     console.choose(data.get("sd_model_checkpoint"))
     return {}
 
 
-@get("/sd-models", **answers(list[WebUiModel]))
+@get("/sd-models", **answers(list[WebUiModel], access="any"))
 async def sd_models(console: AtConsole) -> list[dict[str, str | None]]:
     """Every model that is at hand under its id; where it lies is not told."""
     rest = {"hash": None, "sha256": None, "config": None}
@@ -201,14 +206,14 @@ async def sd_models(console: AtConsole) -> list[dict[str, str | None]]:
     return [{"title": name, "model_name": name, "filename": name, **rest} for name in ids]
 
 
-@get("/samplers", **answers(list[WebUiSampler]))
+@get("/samplers", **answers(list[WebUiSampler], access="any"))
 async def list_samplers(console: AtConsole) -> list[Json]:
     """Those of the chosen checkpoint."""
     known = console.checkpoint.samplers
     return [{"name": samplers.spelled(name), "aliases": [name], "options": {}} for name in known]
 
 
-@get("/prompt-styles", **answers(list[WebUiStyle]))
+@get("/prompt-styles", **answers(list[WebUiStyle], access="any"))
 async def prompt_styles(console: AtConsole) -> list[Json]:
     """Each style, and its words around `{prompt}`."""
     return [
@@ -217,21 +222,26 @@ async def prompt_styles(console: AtConsole) -> list[Json]:
     ]
 
 
-@get("/loras", **answers(list[WebUiLora]))
+@get("/loras", **answers(list[WebUiLora], access="any"))
 async def list_loras(console: AtConsole) -> list[Json]:
     """Those that a prompt may name; where they lie is not told."""
     names = await asyncio.to_thread(console.service.loras.names)
     return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
 
 
-@get("/schedulers", **answers(list[WebUiScheduler]))
+@get("/schedulers", **answers(list[WebUiScheduler], access="any"))
 async def schedulers() -> list[Json]:
     """The noise schedules that can be chosen beside a sampler."""
     rest = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
     return [{"name": name.lower(), "label": name, **rest} for name in ("Automatic", "Karras")]
 
 
-@post("/txt2img", status_code=200, guards=[require_json], **answers(WebUiPictures, *WAITS))
+@post(
+    "/txt2img",
+    status_code=200,
+    guards=[require_json],
+    **answers(WebUiPictures, *WAITS, access="generate"),
+)
 async def txt2img(
     data: JSONBody[TextBody],
     request: AnyRequest,
@@ -242,7 +252,12 @@ async def txt2img(
     return await console.draw(request, data, owner_of(request, doors))
 
 
-@post("/img2img", status_code=200, guards=[require_json], **answers(WebUiPictures, *WAITS))
+@post(
+    "/img2img",
+    status_code=200,
+    guards=[require_json],
+    **answers(WebUiPictures, *WAITS, access="generate"),
+)
 async def img2img(
     data: JSONBody[PictureBody],
     request: AnyRequest,
@@ -253,7 +268,7 @@ async def img2img(
     return await console.draw(request, data, owner_of(request, doors))
 
 
-@get("/progress", **answers(WebUiProgress, 400))
+@get("/progress", **answers(WebUiProgress, 400, access="generate"))
 async def progress(
     request: AnyRequest, console: AtConsole, skip_current_image: FromQuery[bool] = False
 ) -> Json:
@@ -269,7 +284,7 @@ async def progress(
     }
 
 
-@post("/interrupt", status_code=200, **answers(Nothing))
+@post("/interrupt", status_code=200, **answers(Nothing, access="generate"))
 async def interrupt(request: AnyRequest, console: AtConsole) -> dict[str, str]:
     """Cancel the caller's jobs of this door, waiting ones too; the calls that wait answer 422."""
     for seat in console.of(caller_of(request)):

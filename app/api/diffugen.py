@@ -136,7 +136,7 @@ def _routes(path: str, family: str | None) -> list[HTTPRouteHandler]:
         status_code=200,
         guards=[require_json],
         name=path,
-        **answers(DiffuGenAnswer, *WAITS),
+        **answers(DiffuGenAnswer, *WAITS, access="generate"),
     )
     async def generate(
         data: JSONBody[DiffuGenBody],
@@ -152,7 +152,7 @@ def _routes(path: str, family: str | None) -> list[HTTPRouteHandler]:
         status_code=200,
         guards=[require_json],
         name=f"{path}/stream",
-        **answers(None, *SUBMITS, also=EVENTS),
+        **answers(None, *SUBMITS, also=EVENTS, access="generate"),
     )
     async def stream(
         data: JSONBody[DiffuGenBody],

@@ -12,13 +12,13 @@ from app.api._shapes import Alive, Readiness
 from app.service import ImageService
 
 
-@get("/health", **answers(Alive))
+@get("/health", **answers(Alive, access="public"))
 async def health() -> dict[str, str]:
     """The process is alive and answers."""
     return {"status": "ok"}
 
 
-@get("/ready", **answers(Readiness, failing={503: Readiness}))
+@get("/ready", **answers(Readiness, failing={503: Readiness}, access="public"))
 async def ready(service: NamedDependency[ImageService]) -> Response[dict[str, Any]]:
     """200 once a picture can be drawn without waiting for a worker or a preloaded model."""
     workers = [

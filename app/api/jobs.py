@@ -14,9 +14,10 @@ from litestar import Request, WebSocket, delete, get, post, put, websocket
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
+from app.api._access import caller_of
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, EventStream, require_json, sse
-from app.api._owner import owner_of
+from app.api._owner import own_job, owner_of
 from app.api._schema import BODY, EVENTS, LAST_EVENT_ID, SUBMITS, answers
 from app.api._shapes import Estimate, Forgotten, JobList, JobShown
 from app.attendance import FOREVER
@@ -38,7 +39,12 @@ class JobBody(PictureFields):
     """The fields of `POST /v1/images/generations`."""
 
 
-@post("/jobs", status_code=202, guards=[require_json], **answers(JobShown, *SUBMITS, status=202))
+@post(
+    "/jobs",
+    status_code=202,
+    guards=[require_json],
+    **answers(JobShown, *SUBMITS, status=202, access="generate"),
+)
 async def create_job(
     data: JSONBody[JobBody],
     request: Request[Any, Any, Any],
@@ -51,7 +57,11 @@ async def create_job(
     return await _with_outlook(service, job)
 
 
-@post("/jobs/{job_id:str}/replay", status_code=202, **answers(JobShown, *SUBMITS, status=202))
+@post(
+    "/jobs/{job_id:str}/replay",
+    status_code=202,
+    **answers(JobShown, *SUBMITS, status=202, access="generate"),
+)
 async def replay_job(
     job_id: FromPath[str],
     request: Request[Any, Any, Any],
@@ -59,6 +69,7 @@ async def replay_job(
     doors: NamedDependency[DoorSettings],
 ) -> dict[str, Any]:
     """Draw a job again, exactly as it was."""
+    await own_job(request, service, job_id)
     job = await service.replay(job_id, owner=owner_of(request, doors), door="jobs")
     return await _with_outlook(service, job)
 
@@ -71,8 +82,9 @@ async def _with_outlook(service: ImageService, job: Job) -> dict[str, Any]:
     return shown(job)
 
 
-@get("/jobs", **answers(JobList, 400, 503))
+@get("/jobs", **answers(JobList, 400, 503, access="generate"))
 async def list_jobs(
+    request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
     q: Annotated[str, QueryParameter(max_length=1000)] = "",
     model: Text = None,
@@ -87,11 +99,16 @@ async def list_jobs(
     limit: Limit = 50,
     cursor: FromQuery[str | None] = None,
 ) -> dict[str, Any]:
-    """Jobs of every door, newest first.
+    """Jobs of every door, newest first: the caller's own, or everybody's for who may see them.
 
     `q` is beginnings of words of the prompt, in any case and order; `since` and `until` are Unix
     seconds; `cursor` is that of the page before.
     """
+    caller = caller_of(request)
+    if owner is None and not caller.everyone:
+        owner = caller.owner
+    if owner is not None and not caller.sees(owner):
+        return {"jobs": [], "cursor": None}
     wanted = Wanted(
         words=q,
         model=model,
@@ -108,28 +125,36 @@ async def list_jobs(
     return {"jobs": [_shown_past(past) for past in page.jobs], "cursor": page.cursor}
 
 
-@get("/jobs/{job_id:str}", **answers(JobShown, 404, 503))
-async def get_job(job_id: FromPath[str], service: NamedDependency[ImageService]) -> dict[str, Any]:
+@get("/jobs/{job_id:str}", **answers(JobShown, 404, 503, access="generate"))
+async def get_job(
+    job_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    service: NamedDependency[ImageService],
+) -> dict[str, Any]:
     """The job now."""
-    job = await service.job(job_id)
+    job = await own_job(request, service, job_id)
     return _shown_past(msgspec.structs.replace(await service.archive.get(job_id), job=job))
 
 
-@delete("/jobs/{job_id:str}", status_code=200, **answers(JobShown, 400, 404, 503))
+@delete(
+    "/jobs/{job_id:str}", status_code=200, **answers(JobShown, 400, 404, 503, access="generate")
+)
 async def cancel_job(
     job_id: FromPath[str],
+    request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
     forget: FromQuery[bool] = False,
 ) -> dict[str, Any]:
     """Cancel; a job that has ended stays as it is. With `forget`, its pictures and all that is known
     of it are removed."""
+    await own_job(request, service, job_id)
     job = await service.cancel(job_id)
     if forget:
         await service.forget(job_id)
     return shown(job)
 
 
-@delete("/jobs", status_code=200, **answers(Forgotten, 400, 503))
+@delete("/jobs", status_code=200, **answers(Forgotten, 400, 503, access="generate"))
 async def forget_mine(
     request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
@@ -142,20 +167,36 @@ async def forget_mine(
     return {"forgotten": await service.forget_owner(owner_of(request, doors))}
 
 
-@put("/jobs/{job_id:str}/tags/{tag:str}", status_code=200, **answers(JobShown, 400, 404, 503))
+@put(
+    "/jobs/{job_id:str}/tags/{tag:str}",
+    status_code=200,
+    **answers(JobShown, 400, 404, 503, access="generate"),
+)
 async def add_tag(
-    job_id: FromPath[str], tag: FromPath[str], service: NamedDependency[ImageService]
+    job_id: FromPath[str],
+    tag: FromPath[str],
+    request: Request[Any, Any, Any],
+    service: NamedDependency[ImageService],
 ) -> dict[str, Any]:
     """Put a tag on a job."""
+    await own_job(request, service, job_id)
     await service.archive.tag(job_id, tag)
     return _shown_past(await service.archive.get(job_id))
 
 
-@delete("/jobs/{job_id:str}/tags/{tag:str}", status_code=200, **answers(JobShown, 400, 404, 503))
+@delete(
+    "/jobs/{job_id:str}/tags/{tag:str}",
+    status_code=200,
+    **answers(JobShown, 400, 404, 503, access="generate"),
+)
 async def remove_tag(
-    job_id: FromPath[str], tag: FromPath[str], service: NamedDependency[ImageService]
+    job_id: FromPath[str],
+    tag: FromPath[str],
+    request: Request[Any, Any, Any],
+    service: NamedDependency[ImageService],
 ) -> dict[str, Any]:
     """Take a tag off a job."""
+    await own_job(request, service, job_id)
     await service.archive.tag(job_id, tag, on=False)
     return _shown_past(await service.archive.get(job_id))
 
@@ -165,7 +206,7 @@ async def remove_tag(
 
 @get(
     "/jobs/{job_id:str}/events",
-    **answers(None, 400, 404, 503, also=EVENTS, parameters=(LAST_EVENT_ID,)),
+    **answers(None, 400, 404, 503, also=EVENTS, parameters=(LAST_EVENT_ID,), access="generate"),
 )
 async def job_events(
     job_id: FromPath[str],
@@ -175,11 +216,11 @@ async def job_events(
 ) -> EventStream:
     """All events of the job, from 1 or from behind `Last-Event-ID`, to the terminal one."""
     after = _number(request.headers.get("last-event-id", "0"), "Last-Event-ID")
-    await service.job(job_id)
+    await own_job(request, service, job_id)
     return EventStream(_frames(service, job_id, after), heartbeat=doors.heartbeat)
 
 
-@get("/jobs/events", **answers(None, also=EVENTS))
+@get("/jobs/events", **answers(None, also=EVENTS, access="generate"))
 async def all_events(
     request: Request[Any, Any, Any],
     service: NamedDependency[ImageService],
@@ -190,7 +231,7 @@ async def all_events(
     return EventStream(frames, heartbeat=doors.heartbeat)
 
 
-@websocket("/jobs/{job_id:str}/ws")
+@websocket("/jobs/{job_id:str}/ws", opt={"access": "generate"})
 async def job_socket(
     job_id: FromPath[str], socket: WebSocket[Any, Any, Any], service: NamedDependency[ImageService]
 ) -> None:
@@ -215,6 +256,7 @@ async def _send_all(
     """Send every event; the code and the reason to close with."""
     try:
         after = _number(socket.query_params.get("after", "0"), "after")
+        await own_job(socket, service, job_id)
         async for numbered in service.follow(job_id, after):
             name, data = _told(job_id, numbered)
             message = {"id": numbered.number, "event": name, "data": data}
@@ -268,7 +310,12 @@ def _told(job_id: str, numbered: NumberedEvent) -> tuple[str, dict[str, Any]]:
     return name, told | {"job_id": job_id, "timestamp": numbered.timestamp}
 
 
-@post("/estimate", status_code=200, guards=[require_json], **answers(Estimate, *BODY, 404))
+@post(
+    "/estimate",
+    status_code=200,
+    guards=[require_json],
+    **answers(Estimate, *BODY, 404, access="generate"),
+)
 async def estimate(
     data: JSONBody[JobBody],
     request: Request[Any, Any, Any],

@@ -23,13 +23,13 @@ def _paths(end: str = "") -> list[str]:
     return [f"/models/{{model_id:str}}{end}", f"/models/{{owner:str}}/{{model_id:str}}{end}"]
 
 
-@get("/models", **answers(AllModels))
+@get("/models", **answers(AllModels, access="any"))
 async def list_models(service: NamedDependency[ImageService]) -> dict[str, Any]:
     """All models that have a card, with what they can do and how their files stand."""
     return {"object": "list", "data": [_both(service, card) for card in service.models()]}
 
 
-@get(_paths(), **answers(ModelWithFiles, 404))
+@get(_paths(), **answers(ModelWithFiles, 404, access="any"))
 async def get_model(
     model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
 ) -> dict[str, Any]:
@@ -37,7 +37,7 @@ async def get_model(
     return _both(service, _card(service, owner, model_id))
 
 
-@get(_paths("/status"), **answers(ModelFilesShown, 404))
+@get(_paths("/status"), **answers(ModelFilesShown, 404, access="any"))
 async def status(
     model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
 ) -> dict[str, Any]:
@@ -45,7 +45,9 @@ async def status(
     return files_shown(service, _card(service, owner, model_id))
 
 
-@post(_paths("/pull"), status_code=202, **answers(ModelFilesShown, 404, status=202))
+@post(
+    _paths("/pull"), status_code=202, **answers(ModelFilesShown, 404, status=202, access="models")
+)
 async def pull(
     model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
 ) -> dict[str, Any]:
@@ -55,7 +57,7 @@ async def pull(
     return files_shown(service, card)
 
 
-@delete(_paths("/files"), status_code=200, **answers(Removed, 400, 404))
+@delete(_paths("/files"), status_code=200, **answers(Removed, 400, 404, access="models"))
 async def remove(
     model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
 ) -> dict[str, int]:

@@ -25,7 +25,7 @@ class StyleList(msgspec.Struct):
     styles: list[StyleShown]
 
 
-@get("/styles", **answers(StyleList))
+@get("/styles", **answers(StyleList, access="any"))
 async def list_styles(service: NamedDependency[ImageService]) -> dict[str, Any]:
     """All styles, with the words that each puts around a prompt."""
     shown = [{"id": name, **style.model_dump()} for name, style in service.styles.items()]

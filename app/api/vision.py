@@ -201,14 +201,17 @@ class VisionBody(PictureFields):
         return given
 
 
-@get("/", **answers(VisionBanner))
+@get("/", **answers(VisionBanner, access="public"))
 async def banner() -> dict[str, str]:
     """What runs here."""
     return {"service": "vision_service", "version": app.__version__, "status": "running"}
 
 
 @post(
-    "/v1/generate-image", status_code=200, guards=[require_json], **answers(VisionPicture, *WAITS)
+    "/v1/generate-image",
+    status_code=200,
+    guards=[require_json],
+    **answers(VisionPicture, *WAITS, access="generate"),
 )
 async def generate_image(
     data: JSONBody[VisionBody],
@@ -223,7 +226,7 @@ async def generate_image(
     return await _answer(desk.service, job)
 
 
-@get("/v1/model-info", **answers(VisionModel))
+@get("/v1/model-info", **answers(VisionModel, access="any"))
 async def model_info(desk: AtDesk) -> Json:
     """The model that calls get which name none, and what it is computed on."""
     devices = [slot.device.partition(":")[0] for slot in desk.service.slots()]
@@ -239,7 +242,9 @@ async def model_info(desk: AtDesk) -> Json:
     }
 
 
-@post("/v1/load-model", status_code=200, **answers(VisionLoaded, 400, 404, 503, 504))
+@post(
+    "/v1/load-model", status_code=200, **answers(VisionLoaded, 400, 404, 503, 504, access="models")
+)
 async def load_model(
     model_name: Annotated[str, QueryParameter(min_length=1, max_length=128)],
     request: AnyRequest,
@@ -252,7 +257,7 @@ async def load_model(
     return {"status": "success", "message": f"Model {card.id} loaded{place}", "model": card.id}
 
 
-@get("/v1/progress-stream", **answers(None, also=EVENTS))
+@get("/v1/progress-stream", **answers(None, also=EVENTS, access="generate"))
 async def progress_stream(
     request: AnyRequest, desk: AtDesk, doors: NamedDependency[DoorSettings]
 ) -> EventStream:

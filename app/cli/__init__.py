@@ -1,19 +1,32 @@
-"""Easel in the shell: serve, generate, inspect, stats, models, loras, styles, bench."""
+"""Easel in the shell: serve, generate, inspect, stats, keys, models, loras, styles, bench, nginx."""
 
 from __future__ import annotations
 
-from app.cli import drawing, history, loras, measuring, models, planning, serving, styles
+from app.cli import (
+    drawing,
+    history,
+    keys,
+    loras,
+    measuring,
+    models,
+    planning,
+    proxying,
+    serving,
+    styles,
+)
 from app.cli._shell import shell, stop
 from app.settings import ConfigurationError
 
 __all__ = [
     "drawing",
     "history",
+    "keys",
     "loras",
     "main",
     "measuring",
     "models",
     "planning",
+    "proxying",
     "serving",
     "styles",
 ]

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 
 from app.domain.errors import EaselError, InvalidRequest
+from app.settings import Settings
+from app.store.links import Links
 
 shell = typer.Typer(
     help="A self-hosted image API in front of Stable Diffusion and Flux.",
@@ -39,6 +41,18 @@ def errors_told() -> Iterator[None]:
         stop(f"{error.filename}: {error.strerror}", 1)
     except KeyboardInterrupt:
         stop("stopped", 130)
+
+
+def own_address(settings: Settings) -> str:
+    """Where the server with these settings is reached from this machine."""
+    host = "127.0.0.1" if settings.host in ("", "0.0.0.0", "::") else settings.host  # noqa: S104
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def own_pass(settings: Settings) -> dict[str, str]:
+    """What shows the server of the same data folder that who asks may read that folder."""
+    given = Links.open(settings.data_dir).local_pass()
+    return {"authorization": f"Bearer {given}"}
 
 
 def read_file(path: Path | None) -> bytes | None:

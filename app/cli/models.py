@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -157,7 +158,11 @@ def _state(told: dict[str, Any]) -> ModelFiles:
 
 def _ask(server: str, method: str, path: str) -> dict[str, Any]:
     try:
-        with httpx.Client(base_url=server, timeout=30, trust_env=False) as client:
+        key = os.environ.get(
+            "EASEL_API_KEY"
+        )  # never as an option: those show in lists of processes
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        with httpx.Client(base_url=server, timeout=30, trust_env=False, headers=headers) as client:
             answer = client.request(method, path)
         told: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):

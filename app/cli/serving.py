@@ -1,12 +1,15 @@
-"""`easel serve`."""
+"""`easel serve` and `easel reload`."""
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Annotated
 
 import typer
 
-from app.cli._shell import shell
+from app.cli._shell import shell, stop
+from app.pid_file import server_of
 from app.settings import load_settings
 
 
@@ -20,3 +23,12 @@ def serve(
 
     given = {"host": host, "port": port}
     run(load_settings(**{name: value for name, value in given.items() if value is not None}))
+
+
+@shell.command()
+def reload() -> None:
+    """Have the running server read model cards, styles and upscalers anew; its log tells the result."""
+    process = server_of(load_settings().data_dir)
+    if process is None:
+        stop("no server runs from this data folder", 1)
+    os.kill(process, signal.SIGHUP)

@@ -7,8 +7,15 @@
     │   ├── ModelInUse           its files cannot go now
     │   ├── KeyReused            an idempotency key that stands for another request
     │   └── NotFound             no such job or picture
-    ├── Unavailable          the same request may work later
-    │   ├── QueueFull            carries the seconds after which to try again
+    ├── Refused              who asks may not
+    │   ├── NotAuthenticated     no key, or none that is good
+    │   └── NotAllowed           a good key, but not for this; or a page of elsewhere asks
+    ├── Unavailable          the same request may work later; carries the seconds after which
+    │   ├── TryLater             those seconds are known for certain
+    │   │   ├── QueueFull            as many jobs wait as may
+    │   │   ├── UploadsFull          the pictures that wait take as much memory as they may
+    │   │   ├── RateLimited          the key has asked too often, or has too many jobs
+    │   │   └── QuotaSpent           the key has used what it may of the devices today
     │   └── ShuttingDown         the server is going away
     ├── GenerationFailed     GPU time may have been spent
     │   ├── InvalidOutput        the model produced NaN or infinity
@@ -65,22 +72,54 @@ class NotFound(InvalidRequest):
     code = "not_found"
 
 
+class Refused(EaselError):
+    code = "refused"
+
+
+class NotAuthenticated(Refused):
+    code = "invalid_api_key"
+
+
+class NotAllowed(Refused):
+    code = "not_allowed"
+
+
 class Unavailable(EaselError):
+    """`retry_after` is the seconds after which to try again, 1 to 59."""
+
     code = "unavailable"
+    retry_after: int = 5
 
 
-class QueueFull(Unavailable):
-    """The queue holds as many jobs as it may; `retry_after` is in seconds, 1 to 59."""
+class TryLater(Unavailable):
+    """Not now; `retry_after` is in seconds, 1 to 59."""
 
-    code = "queue_full"
+    code = "try_later"
 
     def __init__(self, message: str, *, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
+class QueueFull(TryLater):
+    code = "queue_full"
+
+
+class UploadsFull(TryLater):
+    code = "uploads_full"
+
+
+class RateLimited(TryLater):
+    code = "rate_limit_exceeded"
+
+
+class QuotaSpent(TryLater):
+    code = "insufficient_quota"
+
+
 class ShuttingDown(Unavailable):
     code = "server_draining"
+    retry_after = 10
 
 
 class GenerationFailed(EaselError):
@@ -125,6 +164,6 @@ def error_from(code: str, message: str, param: str | None = None) -> EaselError:
     An unknown code becomes a plain `GenerationFailed`.
     """
     for kind in _family(EaselError):
-        if kind.code == code and kind is not QueueFull:
+        if kind.code == code and not issubclass(kind, TryLater):
             return kind(message, param=param)
     return GenerationFailed(message, param=param)

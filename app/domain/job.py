@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from typing import Literal, Self, assert_never
 
 import msgspec
 
@@ -64,6 +64,19 @@ class Job(msgspec.Struct, kw_only=True):
     error_code: str | None = None
     error_message: str | None = None
     error_param: str | None = None
+
+    @classmethod
+    def imagined(cls, request: GenerationRequest, owner: str, terms: Terms, now: float) -> Self:
+        """A job that nobody has submitted, to ask what would become of it."""
+        return cls(
+            id="guest",
+            owner=owner,
+            door="",
+            request=request,
+            created=now,
+            changed=now,
+            terms=terms,
+        )
 
     @property
     def ended(self) -> bool:

@@ -62,6 +62,10 @@ class Left(msgspec.Struct, frozen=True):
     after: float
 
 
+_CHARGED: tuple[Phase, ...] = ("preparing", "generating", "post_processing")
+"""What a device does for one job alone; a model is loaded for whoever comes next as well."""
+
+
 class ProgressMeter:
     """Turns the engine events of one attempt into progress that can be believed.
 
@@ -93,6 +97,7 @@ class ProgressMeter:
         self._alone = 0.0
         self._stepped = submitted
         self.measured: dict[Phase, float] = {}
+        self._charged = 0.0
 
     def wait(self, eta_seconds: float) -> float:
         """While the job is queued: the forecast until its end, made never to grow."""
@@ -173,6 +178,13 @@ class ProgressMeter:
         self._close_phase(now)
         self._phase, self._phase_began = "complete", now
         return self._progressed(MESSAGES["complete"], now, None, None)
+
+    def charge(self, now: float) -> float:
+        """Seconds of the device since the last charge: net of what others took, without the load."""
+        self._close_phase(now)
+        spent = sum(self.measured.get(phase, 0.0) for phase in _CHARGED)
+        before, self._charged = self._charged, max(spent, self._charged)
+        return self._charged - before
 
     def _close_phase(self, now: float) -> None:
         if self._phase in PHASE_WEIGHTS:

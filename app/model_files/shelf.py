@@ -91,8 +91,13 @@ class ModelShelf:
         self._closed = False
         self._lock = threading.RLock()
         self._models = {name: _Standing(card) for name, card in cards.items()}
+        self._listed = tuple(cards)
         for standing in self._models.values():
             self._look(standing)
+
+    def knows(self, model: str) -> bool:
+        """Whether there is, or was, such a model or LoRA."""
+        return model in self._models
 
     def add(self, card: ModelCard) -> None:
         """Know one more, or one that is somewhere else now."""
@@ -101,6 +106,18 @@ class ModelShelf:
             if known is None or known.card != card:
                 self._models[card.id] = standing = _Standing(card)
                 self._look(standing)
+
+    def renew(self, cards: Mapping[str, ModelCard]) -> None:
+        """The cards from now on. A model that has none any more is still known to its jobs."""
+        with self._lock:
+            for name, card in cards.items():
+                standing = self._models.setdefault(name, _Standing(card))
+                if standing.looked and standing.card == card:
+                    continue
+                standing.card, standing.failure = card, None
+                if standing.download is None:  # else it is looked at when that has ended
+                    self._look(standing)
+            self._listed = tuple(cards)
 
     # -- how models stand --------------------------------------------------------------------------
 
@@ -142,7 +159,7 @@ class ModelShelf:
 
     @property
     def models(self) -> list[str]:
-        return list(self._models)
+        return list(self._listed)
 
     # -- coming ------------------------------------------------------------------------------------
 

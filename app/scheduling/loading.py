@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+from collections.abc import Iterable
 
-from app.domain.errors import TimedOut, Unavailable
+from app.domain.errors import EaselError, TimedOut, Unavailable
 from app.domain.model_card import ModelCard
 from app.model_files.shelf import ModelShelf
 from app.scheduling.expectations import Expectations, device_kind
@@ -36,6 +38,13 @@ class Loader:
             not slot.room or self._expectations.memory(card, device_kind(slot.device)) <= slot.room
             for slot in self._pool.slots().values()
         )
+
+    async def let_go(self, cards: Iterable[ModelCard]) -> None:
+        """Have all workers let go of these models, each as soon as nobody uses it."""
+        for card, slot in itertools.product(cards, self._pool.slots().values()):
+            if card.id in (*slot.models, *slot.parked):
+                with contextlib.suppress(WorkerLost, EaselError):  # then it holds none
+                    await self._pool.call(slot.id, "unload", card)
 
     async def bring(self, card: ModelCard) -> None:
         """Load the model where it is held already, or else where fewest are; its files are fetched

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -33,6 +34,9 @@ BOOT_SECONDS = 10.0
 """What the start of a worker is taken to cost in a forecast: mostly the import of torch."""
 
 _WARM_UP_SECONDS = 1.0
+
+MayRun = Callable[[str, Iterable[Job]], bool]
+"""Whether another job of an owner may run beside those that do."""
 
 _SHARE_OF_TIME = 0.1
 """At most this share of the gateway's time is spent on forecasts; until then the last one counts."""
@@ -87,12 +91,19 @@ class Estimate(msgspec.Struct, frozen=True):
 class Schedule:
     """`limit_models` is how many models a slot may hold; 0 is as many as fit."""
 
-    def __init__(self, queue: FairQueue, expectations: Expectations, limit_models: int) -> None:
+    def __init__(
+        self,
+        queue: FairQueue,
+        expectations: Expectations,
+        limit_models: int,
+        may_run: MayRun = lambda *_: True,
+    ) -> None:
         self.expectations = expectations
         self.waiting: dict[str, Entry] = {}
         self.running: dict[str, Entry] = {}
         self._queue = queue
         self._limit_models = limit_models
+        self._may_run = may_run
         self._swapped: dict[str, float] = {}
         self._ends: dict[str, float] = {}
         self._stale_at = 0.0
@@ -171,6 +182,18 @@ class Schedule:
 
     # -- who is next -------------------------------------------------------------------------------
 
+    def by_class(self, fetching: Iterable[Entry]) -> dict[str, Counter[str]]:
+        """How many jobs wait, run, or are `fetching` their model's files; by priority."""
+        groups = {
+            "waiting": self.waiting.values(),
+            "running": self.running.values(),
+            "fetching": fetching,
+        }
+        return {
+            doing: Counter(entry.job.terms.priority for entry in entries)
+            for doing, entries in groups.items()
+        }
+
     def next_for(self, slot: SlotInfo, slots: Iterable[SlotInfo], now: float) -> Entry | None:
         """The job that is to start on this slot now, if any."""
         if not self.waiting:
@@ -179,7 +202,10 @@ class Schedule:
         running, room = self._running_on(slot, now), self._room(slot)
         since_swap = now - self._swapped.get(slot.id, -math.inf)
         candidates = []
+        jobs = [entry.job for entry in self.running.values() if not entry.ended]
         for ticket in self._queue.order(now, room.held, since_swap=since_swap):
+            if not self._may_run(ticket.owner, jobs):
+                continue  # as if it were not there: others pass
             standing = self._waiting(self.waiting[ticket.id], device_kind(slot.device), now)
             if ticket.model not in room.held and since_swap < self._queue.hold(ticket):
                 standing = msgspec.structs.replace(standing, patience=math.inf)

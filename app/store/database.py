@@ -109,6 +109,11 @@ class Database:
             return _on_postgresql(cls, parsed, readers)
         raise StoreRefused("the database is neither sqlite:///… nor postgresql://…")
 
+    @property
+    def shared(self) -> bool:
+        """Whether another process may write to it while this one has it."""
+        return self._file is None
+
     async def start(self) -> None:
         """Connect and bring the schema up to date, once. Raises StoreRefused, StoreUnavailable."""
         if self.instance:

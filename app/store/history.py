@@ -111,6 +111,14 @@ class History:
 
         return await self._database.read(work)
 
+    async def owner_of_image(self, image_id: str) -> str | None:
+        """Whose job a picture is of; None where there is no such picture."""
+        if not (image_id.isascii() and image_id.isalnum()):
+            return None
+        of = select(JOBS.c.owner).join(IMAGES).where(IMAGES.c.id == image_id)
+        owner: str | None = await self._database.read(lambda connection: connection.scalar(of))
+        return owner
+
     async def favourite(self, image_id: str, on: bool = True) -> None:
         """Mark a picture, so that no limit removes it. Raises NotFound."""
 

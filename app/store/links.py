@@ -10,12 +10,19 @@ import base64
 import contextlib
 import hmac
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 _KEY_BYTES = 32
+
+_LOCAL = "whoever may read the data folder"
+"""What a local pass signs: no picture has such an id."""
+
+_PASS_SECONDS = 60
+_PASS = re.compile(r"easel-local-([0-9]{1,12})-([A-Za-z0-9_-]{1,64})")
 
 
 class Links:
@@ -57,3 +64,13 @@ class Links:
         right = self.sign(image_id, expires).encode()
         given = signature.encode("utf-8", "replace")
         return hmac.compare_digest(right, given) and self._clock() < expires
+
+    def local_pass(self) -> str:
+        """What a command shows to the server of the same data folder, in the place of a key."""
+        expires = int(self._clock()) + _PASS_SECONDS
+        return f"easel-local-{expires}-{self.sign(_LOCAL, expires)}"
+
+    def is_local_pass(self, given: str) -> bool:
+        """Whether this is one that has not expired."""
+        found = _PASS.fullmatch(given)
+        return found is not None and self.verify(_LOCAL, int(found[1]), found[2])

@@ -140,3 +140,27 @@ META = Table(
     Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )
+
+KEYS = Table(
+    "keys",
+    SCHEMA,
+    Column("id", Text, primary_key=True),  # the part of a key that may be shown
+    Column("digest", Text, nullable=False),  # SHA-256 of the whole key
+    Column("name", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("scopes", Text, nullable=False),  # with spaces between
+    Column("created", Double, nullable=False),
+    Column("revoked", Double),
+    Column("requests_per_minute", Integer, nullable=False),  # 0 is without limit, here and below
+    Column("running_jobs", Integer, nullable=False),
+    Column("queue_share", Double, nullable=False),
+    Column("gpu_seconds_per_day", Double, nullable=False),
+)
+
+SPENDING = Table(
+    "spending",
+    SCHEMA,
+    Column("account", Text, primary_key=True),  # what keys call their owner
+    Column("day", Integer, primary_key=True, autoincrement=False),  # as in `jobs`
+    Column("seconds", Double, nullable=False),  # of devices
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,6 +45,17 @@ class Budget(msgspec.Struct, frozen=True):
             return Room(shared, self.max_ram // self.workers or ram, 0)
         copies = (self.max_ram or int(ram * _SHARE_FOR_COPIES)) // self.workers
         return Room(self.max_vram or int(memory * _SHARE), self.max_vram or memory, copies)
+
+    def refusal(self, model: str, size: int, pinned: Sequence[int], room: Room) -> str:
+        """Why a model of `size` bytes has no place beside those of the sizes `pinned`."""
+        if self.max_models and len(pinned) >= self.max_models:
+            return f"Model {model} has no place beside the models that are to stay loaded."
+        left = (room.shared if pinned else room.alone) - sum(pinned)
+        beside = " beside the models that are to stay loaded" if pinned else ""
+        return (
+            f"Model {model} needs {gigabytes(size)}, and the device has room for "
+            f"{gigabytes(max(0, left))}{beside}."
+        )
 
 
 class Room(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import logging
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ import threading
 
 import msgspec
 
+from app import logs
 from app.workers import wire
 from app.workers.budget import Budget, memory_of_machine
 from app.workers.worker import Worker
@@ -30,9 +30,7 @@ def main(fd: int, parent: int, device: str, capacity: int, budget: Budget) -> No
     _die_with(parent)
     os.dup2(2, 1)  # what libraries print goes where the log goes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then ends us
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s %(levelname)s worker {device}: %(message)s"
-    )
+    logs.set_up(logs.of_gateway(), worker=device)
     sock = socket.socket(fileno=fd)
     writing = threading.Lock()
 

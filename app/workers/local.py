@@ -141,6 +141,9 @@ def _environment(device: str) -> dict[str, str]:
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "USE_HUB_KERNELS": "NO",
         "TOKENIZERS_PARALLELISM": "false",
+        # Their warnings quote prompts, for one about words that an encoder has no room for.
+        "DIFFUSERS_VERBOSITY": "error",
+        "TRANSFORMERS_VERBOSITY": "error",
     }
     environment.pop("HF_TOKEN", None)  # a worker fetches nothing
     # How long OpenMP's threads spin before they sleep: long enough for the gap between two kernels of

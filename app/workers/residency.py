@@ -15,7 +15,7 @@ from app.domain.model_card import ModelCard
 from app.engines.base import Engine
 from app.engines.fitting import bytes_needed, plan_for
 from app.engines.weight_bytes import weight_bytes
-from app.workers.budget import AT_HOME, Budget, gigabytes, memory_of_machine
+from app.workers.budget import AT_HOME, Budget, memory_of_machine
 from app.workers.resident import Failure, Parkable, Resident
 from app.workers.wire import Held
 
@@ -147,6 +147,11 @@ class Residency:
         model = self._models.get(card.id)
         if self._yields(came, model):
             return None
+        if model is not None and model.card != card:  # the card was changed meanwhile
+            if model.idle or model.state == "parked":
+                model.set_out()
+                threading.Thread(target=self._drop, args=(model,), daemon=True).start()
+            return None
         if model is None or model.state == "parked":
             failure = self._failures.get(card.id)
             if failure is not None and time.monotonic() < failure.until:
@@ -190,7 +195,8 @@ class Residency:
         ]
         pinned = [model for model in others if self._pinned(model)]
         if not self._fits(pinned, size):
-            raise OutOfMemory(self._refusal(card, size, pinned))
+            sizes = [model.size for model in pinned]
+            raise OutOfMemory(self._budget.refusal(card.id, size, sizes, self.room))
         if self._fits(others, size):
             return []
         if any(model.state == "leaving" for model in others):
@@ -215,17 +221,6 @@ class Residency:
             return False
         limit = self.room.shared if others else self.room.alone
         return not limit or sum(model.size for model in others) + size <= limit
-
-    def _refusal(self, card: ModelCard, size: int, pinned: list[Resident]) -> str:
-        if self._budget.max_models and len(pinned) >= self._budget.max_models:
-            return f"Model {card.id} has no place beside the models that are to stay loaded."
-        taken = sum(model.size for model in pinned)
-        room = (self.room.shared if pinned else self.room.alone) - taken
-        beside = " beside the models that are to stay loaded" if pinned else ""
-        return (
-            f"Model {card.id} needs {gigabytes(size)}, and the device has room for "
-            f"{gigabytes(max(0, room))}{beside}."
-        )
 
     def _pinned(self, model: Resident) -> bool:
         return model.card.id in self._budget.pinned
@@ -321,6 +316,9 @@ class Residency:
                 else:
                     self._models.pop(model.card.id, None)
                 self._tell()
+
+    def _drop(self, model: Resident) -> None:
+        self._send_away([model], for_good=True)
 
     def _park(self, model: Resident) -> bool:
         """Leave the weights in host memory, if there is room for them."""

@@ -49,8 +49,9 @@ def settings_of(job: Job, quality: str | None) -> dict[str, Any]:
     }
 
 
-def usage_of(job: Job, images: int) -> dict[str, Any]:
-    """Tokens of the prompt as the text encoder counts them, and pictures as patches of 16 x 16."""
+def usage_of(job: Job, images: int, seconds: float | None = None) -> dict[str, Any]:
+    """Tokens of the prompt as the text encoder counts them, and pictures as patches of 16 x 16; of an
+    ended job also the `seconds` that a device worked for it."""
     request = job.request
     patches = (request.width // _PATCH) * (request.height // _PATCH)
     pictures = 0 if request.task == "text2image" else patches
@@ -60,6 +61,7 @@ def usage_of(job: Job, images: int) -> dict[str, Any]:
         "output_tokens": outputs,
         "total_tokens": inputs + outputs,
         "input_tokens_details": {"image_tokens": pictures, "text_tokens": job.prompt_tokens},
+        **({} if seconds is None else {"gpu_seconds": round(seconds, 3)}),
     }
 
 
@@ -76,7 +78,7 @@ async def whole_answer(
         "created": int(job.created),
         "data": await images_of(request, service, job, url=url),
         **settings_of(job, quality),
-        "usage": usage_of(job, job.request.n),
+        "usage": usage_of(job, job.request.n, service.reception.seconds_of(job.id)),
         "model": job.request.model,
         "requested_model": job.request.asked,
         "job_id": job.id,
@@ -212,7 +214,7 @@ async def progress_frames(
                     "created": int(job.created),
                     "data": await images_of(request, service, job, url=url),
                     **settings_of(job, quality),
-                    "usage": usage_of(job, job.request.n),
+                    "usage": usage_of(job, job.request.n, service.reception.seconds_of(job.id)),
                     **common,
                 }
                 yield sse("done", body)

@@ -61,6 +61,7 @@ def _answers(form: type[GenerationBody] | None = None) -> Answers:
         headers={**JOB_HEADERS, **REPLAYED},
         parameters=(IDEMPOTENCY_KEY,),
         form=form,
+        access="generate",
     )
 
 
@@ -108,7 +109,7 @@ async def vary(
     _paths("generations/stream"),
     status_code=200,
     guards=[require_json],
-    **answers(None, *SUBMITS, also=EVENTS, headers=JOB_HEADERS),
+    **answers(None, *SUBMITS, also=EVENTS, headers=JOB_HEADERS, access="generate"),
 )
 async def generate_with_progress(
     data: JSONBody[GenerationBody],
@@ -179,6 +180,8 @@ async def _answer(
         )
     await service.leave(job)
     answer = await whole_answer(request, service, job, url=url, quality=body.quality)
+    if (seconds := service.reception.seconds_of(job.id)) is not None:
+        headers["x-easel-gpu-seconds"] = f"{seconds:.3f}"
     return Response(answer, media_type="application/json", headers=headers)
 
 

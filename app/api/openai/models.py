@@ -17,14 +17,17 @@ _PREFIXES = ("/v1", "/openai/v1")
 """Without one, the same is told together with the models' files: see `model_files.py`."""
 
 
-@get([f"{prefix}/models" for prefix in _PREFIXES], **answers(ModelList))
+@get([f"{prefix}/models" for prefix in _PREFIXES], **answers(ModelList, access="any"))
 async def list_models(service: NamedDependency[ImageService]) -> dict[str, Any]:
     """The models that can be drawn with at once, or soon: those on this machine or on their way."""
     cards = [card for card in service.models() if at_hand(service.shelf.state(card.id))]
     return {"object": "list", "data": [model_shown(service, card) for card in cards]}
 
 
-@get([f"{prefix}/models/{{model_id:path}}" for prefix in _PREFIXES], **answers(ModelShown, 404))
+@get(
+    [f"{prefix}/models/{{model_id:path}}" for prefix in _PREFIXES],
+    **answers(ModelShown, 404, access="any"),
+)
 async def get_model(
     model_id: FromPath[str], service: NamedDependency[ImageService]
 ) -> dict[str, Any]:

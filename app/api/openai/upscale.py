@@ -37,7 +37,7 @@ class UpscaleBody(PictureFields):
 @post(
     [f"{prefix}/images/upscale" for prefix in _PREFIXES],
     status_code=200,
-    **answers(Pictures, *WAITS, headers=JOB_HEADERS, form=UpscaleBody),
+    **answers(Pictures, *WAITS, headers=JOB_HEADERS, form=UpscaleBody, access="generate"),
 )
 async def upscale(
     request: Request[Any, Any, Any],
@@ -56,7 +56,7 @@ async def upscale(
     return Response(answer, media_type="application/json", headers=headers)
 
 
-@get("/v1/images/upscalers", **answers(UpscalerList))
+@get("/v1/images/upscalers", **answers(UpscalerList, access="any"))
 async def list_upscalers(service: NamedDependency[ImageService]) -> dict[str, Any]:
     """What `upscaler` may be, and by how much each enlarges."""
     known = service.upscalers.items()

@@ -1,0 +1,83 @@
+"""A thousand open streams: how long an event takes to each, and what a stream costs.
+
+Jobs of a fake model that makes a step a second, fifty followers each. An event is timed from the
+moment that it got its number, before it was stored, to the moment that a follower has read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+
+import httpx
+
+from bench.server import FAKE, HOST, Client, serving
+from bench.stats import Row, percentile, tail
+
+_FOLLOWERS = 50
+_TIME = re.compile(rb'"timestamp": ?([0-9.]+)')
+
+
+def run(*, quick: bool) -> tuple[list[Row], bool]:
+    jobs, steps = (4, 8) if quick else (20, 60)
+    settings = {**FAKE, "EASEL_MAX_RUNNING": str(jobs), "EASEL_PRELOAD": '["slow"]'}
+    with serving(settings) as port:
+        return asyncio.run(_followed(port, jobs, steps)), True
+
+
+async def _followed(port: int, jobs: int, steps: int) -> list[Row]:
+    client = Client(port)
+    before = _memory(port)
+    ids = []
+    for number in range(jobs):
+        body = {"prompt": f"{number}", "model": "slow", "num_inference_steps": steps}
+        ids.append(json.loads(client.ask("POST", "/jobs", body))["id"])
+        await asyncio.sleep(1 / jobs)  # so that not all steps come at the same moment
+    followers = [asyncio.create_task(_follow(port, one)) for one in ids for _ in range(_FOLLOWERS)]
+    await asyncio.sleep(min(10.0, steps / 2))
+    during = _memory(port)
+    seen = await asyncio.gather(*followers)
+    delays = [delay for delays, _ in seen for delay in delays]
+    whole = sum(complete for _, complete in seen)
+    each = (during - before) / len(followers)
+    what = f"{len(followers)} streams, {len(delays) / steps:.0f} events a second"
+    return [
+        Row("streams", f"{what}: delivery", tail(delays), "p99 < 50 ms"),
+        Row(
+            "streams",
+            "longest",
+            f"{max(delays) * 1e3:.0f} ms; p99.9 {percentile(delays, 0.999) * 1e3:.0f}",
+        ),
+        Row("streams", "memory of the server, each", f"{each / 1024:.0f} KiB", "< 64 KiB"),
+        Row("streams", "streams without a gap, to the end", f"{whole} of {len(followers)}"),
+    ]
+
+
+async def _follow(port: int, job: str) -> tuple[list[float], bool]:
+    """How late each event came; and whether all of them did, one by one, to the terminal one."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(f"GET /jobs/{job}/events HTTP/1.1\r\nhost: {HOST}:{port}\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    joined = time.time()
+    delays: list[float] = []
+    numbers: list[int] = []
+    last = b""
+    while size := int((await reader.readline()) or b"0", 16):
+        block = await reader.readexactly(size)
+        await reader.readexactly(2)
+        now = time.time()
+        told = map(float, _TIME.findall(block))
+        delays += [now - at for at in told if at > joined]  # not what was replayed
+        numbers += [int(one) for one in re.findall(rb"^id: (\d+)", block, re.MULTILINE)]
+        last = block or last
+    writer.close()
+    return delays, numbers == list(range(1, len(numbers) + 1)) and b"succeeded" in last
+
+
+def _memory(port: int) -> float:
+    """Bytes that the serving process holds."""
+    text = httpx.get(f"http://{HOST}:{port}/metrics").text
+    [line] = [one for one in text.splitlines() if one.startswith("easel_process_resident")]
+    return float(line.split()[-1])
