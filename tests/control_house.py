@@ -123,16 +123,21 @@ def asked(name: str, task: str) -> dict[str, Any]:
     return given
 
 
+def by_hand(house: Path, name: str, task: str, picture: Image.Image, **control: float) -> Pixels:
+    """What stock diffusers draws under control, without any code of ours."""
+    return by_hand_with(lambda _: None, house, name, task, picture, **control)
+
+
 @torch.inference_mode()
-def by_hand(
+def by_hand_with(
+    prepare: Callable[[Any], None],
     house: Path,
     name: str,
     task: str,
     picture: Image.Image,
-    prepare: Callable[[Any], None] = lambda _: None,
     **control: float,
 ) -> Pixels:
-    """What stock diffusers draws under control, without any code of ours; with what `prepare` does."""
+    """The same from a pipeline to which `prepare` does something."""
     kind, (own, classes) = KINDS[name], STOCK[name]
     stock = getattr(diffusers, classes[task])
     told = type(network(own)).from_pretrained(house / "networks" / own, dtype=torch.float32)

@@ -20,7 +20,7 @@ from app.engines.turnstile import Turnstile
 from app.settings import load_cards, load_controls
 from app.workers.engine_host import engine_for
 from tests import loras, zoo
-from tests.control_house import CONTROL, SEED, STOCK, asked, build, by_hand, file_of
+from tests.control_house import CONTROL, SEED, STOCK, asked, build, by_hand, by_hand_with, file_of
 from tests.kinds import SIDE
 from tests.painter import pictures
 from tests.test_lora_engine import _one_core, zoo_pipeline
@@ -61,8 +61,8 @@ def test_a_lora_under_control_is_stock_diffusers_bit_for_bit(tmp_path: Path, nam
         return pictures(events)[0]
 
     put = partial(loras.put, files=[file], scales=[0.7])
-    stock = partial(by_hand, tmp_path, name, "text2image", CONTROL)
-    without, beside = stock(), stock(put)
+    wish = tmp_path, name, "text2image", CONTROL
+    without, beside = by_hand(*wish), by_hand_with(put, *wish)
     assert not np.array_equal(without, beside)
     np.testing.assert_array_equal(drawn(), without)
     np.testing.assert_array_equal(drawn(Lora("a", 0.7, str(file))), beside)
