@@ -16,6 +16,7 @@ from ulid import ULID
 import app
 from app.api import (
     a1111,
+    controls,
     diffugen,
     health,
     jobs,
@@ -58,7 +59,14 @@ from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
 from app.scheduling.schedule import Schedule
 from app.service import ImageService
-from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
+from app.settings import (
+    BUNDLED,
+    ConfigurationError,
+    Settings,
+    load_cards,
+    load_controls,
+    load_styles,
+)
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
@@ -203,6 +211,7 @@ def read_catalogue(settings: Settings) -> Catalogue:
             mentioned=(*settings.preload, *settings.pinned),
             styles=load_styles(settings.styles_file),
             upscalers=find_upscalers(settings.upscalers_dir or settings.data_dir / "upscalers"),
+            controls=load_controls(settings.controls_dir),
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
@@ -281,12 +290,15 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
     )
     application = Litestar(
         [
-            *openai.HANDLERS,
-            Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
+            Router(
+                "/",
+                route_handlers=[*openai.HANDLERS, *openai.UPLOADS, *jobs.HANDLERS],
+                request_max_body_size=settings.max_upload,
+            ),
             *diffugen.HANDLERS,
             a1111.door(a1111.Console(service), settings.max_upload),
             vision.door(vision.Desk(service)),
-            *jobs.HANDLERS,
+            *controls.HANDLERS,
             *pictures.HANDLERS,
             *styles.HANDLERS,
             *model_files.HANDLERS,

@@ -14,6 +14,7 @@ import msgspec
 from app.archive import Archive
 from app.attendance import FOREVER, Attendance
 from app.catalogue import Catalogue
+from app.domain.control import Controls, with_control
 from app.domain.errors import (
     InvalidRequest,
     ModelUnavailable,
@@ -98,6 +99,10 @@ class ImageService:
     def upscalers(self) -> Upscalers:
         return self.catalogue.upscalers
 
+    @property
+    def controls(self) -> Controls:
+        return self.catalogue.controls
+
     def models(self) -> list[ModelCard]:
         return list(self.catalogue.cards.values())
 
@@ -152,6 +157,7 @@ class ImageService:
         self.loras.check(request.loras, card)
         technique = self._presets.technique(self._here(card), self._device, request.preset)
         request = msgspec.structs.replace(request, technique=technique)
+        request = with_control(request, given, self.controls)
         return with_upscaling(request, given, self.upscalers)
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
@@ -269,9 +275,10 @@ class ImageService:
         """
         await self._remember_requests()
         for job in await self._board.unfinished():
-            needed = {job.request.model, job.request.upscaler or job.request.model}
-            lost = not all(map(self.shelf.knows, job.request.lora_ids))
-            if lost or not needed <= self.catalogue.all.keys():
+            wish = job.request
+            needed = {wish.model, wish.upscaler or wish.model, wish.control or wish.model}
+            known = needed <= self.catalogue.all.keys()
+            if not known or not all(map(self.shelf.knows, wish.lora_ids)):
                 gone = ModelUnavailable("What this job is drawn with is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))
             elif job.attempt >= _MAX_STARTS:

@@ -29,6 +29,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from app.domain.control import ControlCard
 from app.domain.fallback import chain
 from app.domain.lora import KEPT_BYTES, NAME
 from app.domain.model_card import ModelCard
@@ -83,6 +84,7 @@ class Settings(BaseSettings):
     port: int = Field(default=5199, ge=0, le=65535)
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("easel")))
     models_dir: Path = Field(default_factory=lambda: config_dir() / "models")
+    controls_dir: Path = Field(default_factory=lambda: config_dir() / "controls")
     upscalers_dir: Path | None = None
     loras_dir: Path | None = None
     loras: dict[LoraName, HubLora] = Field(default_factory=dict)
@@ -254,6 +256,23 @@ def load_cards(folder: Path) -> dict[str, ModelCard]:
             chain(cards, name)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+    return cards
+
+
+def load_controls(folder: Path) -> dict[str, ControlCard]:
+    """All cards of control networks in `folder`, by id; none where there is no such folder.
+
+    Raises ConfigurationError.
+    """
+    cards: dict[str, ControlCard] = {}
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            card = ControlCard.model_validate(tomllib.loads(path.read_text("utf-8")))
+        except (ValueError, OSError) as error:  # of pydantic and of TOML, too
+            raise ConfigurationError(f"{path.name}: {_mistakes(error)}") from error
+        if card.id in cards:
+            raise ConfigurationError(f"{path.name}: a second card for {card.id}")
+        cards[card.id] = card.model_copy(update={"source": _source(card.source, path)})
     return cards
 
 

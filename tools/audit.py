@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 EXCUSED: dict[str, str] = {}
 """Advisories that do not matter here, and why."""
@@ -30,17 +31,28 @@ def main() -> int:
         )
         packages = json.loads(done.stdout)["dependencies"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
-        print("pip-audit: skipped: no advisory service")
-        return 0
+        packages = []
+    told, status = verdict(packages)
+    print(f"pip-audit: {told}")
+    return status
+
+
+def verdict(packages: list[dict[str, Any]]) -> tuple[str, int]:
+    """What to say of pip-audit's findings, and the exit status. A package that the service does not
+    know was not looked at; where it knows none, there is no such service behind this index."""
+    known = [package for package in packages if "skip_reason" not in package]
+    if not known:
+        return "skipped: no advisory service", 0
     found = [
         f"{package['name']} {package['version']}: {fault['id']}, mended in "
         + (", ".join(fault["fix_versions"]) or "no version yet")
-        for package in packages
+        for package in known
         for fault in package.get("vulns", ())
         if not EXCUSED.keys() & {fault["id"], *fault["aliases"]}
     ]
-    print("\n".join(found) if found else f"pip-audit: {len(packages)} packages, no known fault")
-    return 1 if found else 0
+    if found:
+        return "\n".join(found), 1
+    return f"no known fault in {len(known)} of {len(packages)} packages", 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.api._control import ControlFields, read
 from app.domain.errors import InvalidRequest
 from app.domain.lora import MAX_SCALE, NAME, Lora
 from app.domain.request import Arguments, Priority, Terms
@@ -91,6 +92,7 @@ class PictureFields(BaseModel):
     upscale: int | None = None
     scale: int | None = None
     upscaler: str | None = None
+    control: Annotated[ControlFields | None, BeforeValidator(read)] = None
     loras: LoraFields | None = None
     lora: LoraFields | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
@@ -127,7 +129,7 @@ class PictureFields(BaseModel):
     def to_arguments(self) -> Arguments:
         """The same in diffusers' names. Raises InvalidRequest."""
         width, height = self._sides()
-        return Arguments(
+        given = Arguments(
             prompt=self.prompt,
             model=self.model,
             n=self.n,
@@ -155,6 +157,7 @@ class PictureFields(BaseModel):
                 timeout=self.timeout,
             ),
         )
+        return self.control.onto(given) if self.control else given
 
     def _one_of(self, name: str) -> Any:
         names = (name, *self.ALIASES[name])

@@ -1,8 +1,9 @@
-"""Easel in the shell: serve, generate, inspect, stats, keys, models, loras, styles, bench, nginx."""
+"""Easel in the shell: drawing, serving, and looking after what is drawn with."""
 
 from __future__ import annotations
 
 from app.cli import (
+    controls,
     drawing,
     history,
     keys,
@@ -18,6 +19,7 @@ from app.cli._shell import shell, stop
 from app.settings import ConfigurationError
 
 __all__ = [
+    "controls",
     "drawing",
     "history",
     "keys",

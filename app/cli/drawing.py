@@ -43,6 +43,13 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="0 keeps the picture, 1 none of it.")
     ] = None,
+    control: Annotated[str | None, typer.Option(help="One of `easel controls`.")] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(help="A picture made for it: edges, depth …")
+    ] = None,
+    control_scale: Annotated[float | None, typer.Option(help="How much it counts.")] = None,
+    upscale: Annotated[int | None, typer.Option(help="2 or 4: so many times as large.")] = None,
+    upscaler: Annotated[str | None, typer.Option(help="By what; lanczos if not given.")] = None,
     style: Annotated[
         list[str] | None, typer.Option(help="One of `easel styles`; may be given again.")
     ] = None,
@@ -69,6 +76,11 @@ def generate(
         strength=strength,
         image=read_file(image),
         mask_image=read_file(mask),
+        control=control,
+        control_image=read_file(control_image),
+        controlnet_conditioning_scale=control_scale,
+        upscale=upscale,
+        upscaler=upscaler,
         styles=tuple(style or ()),
         metadata=metadata,
         output_format=output.suffix.removeprefix(".") or None,

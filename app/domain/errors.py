@@ -21,6 +21,7 @@
     │   ├── InvalidOutput        the model produced NaN or infinity
     │   ├── OutOfMemory          the device has no room for this request
     │   ├── ModelUnavailable     the weights are missing, damaged or of a kind we refuse
+    │   │   └── ModelNotFetched      they could not be fetched just now; carries seconds, too
     │   ├── WorkerCrashed        the process that drew it died, twice
     │   ├── TimedOut             drawing took longer than the server allows
     │   └── DeadlineExceeded     it was not finished when its client said it must be
@@ -136,6 +137,13 @@ class OutOfMemory(GenerationFailed):
 
 class ModelUnavailable(GenerationFailed):
     code = "model_unavailable"
+
+
+class ModelNotFetched(ModelUnavailable):
+    """What kept the files away may be over soon; `retry_after` is in seconds, 1 to 59."""
+
+    code = "model_not_fetched"
+    retry_after: int = 5
 
 
 class WorkerCrashed(GenerationFailed):

@@ -180,7 +180,8 @@ class ModelCard(_Part):
             "negative_prompt": not self.negative_prompt
             or not getattr(request, kind.negative) > kind.threshold,
             "guidance_scale": not kind.guided or "guidance_scale" in self.ignores,
-            "true_cfg_scale": kind.negative != "true_cfg_scale",
+            "true_cfg_scale": kind.negative != "true_cfg_scale"
+            or given.true_cfg_scale != request.true_cfg_scale,
             "strength": kind.tasks[request.task] == "all",
         }
         return [

@@ -68,6 +68,7 @@ def about(request: GenerationRequest, seed: int, origin: Origin) -> dict[str, st
         "size": request.size,
         "task": request.task if edit else "",
         "strength": _number(request.strength) if edit else "",
+        **(_control(request) if request.control else {}),
         "preset": request.preset if request.preset != "exact" else "",
         "technique": request.technique,
         "style": request.style,
@@ -77,6 +78,15 @@ def about(request: GenerationRequest, seed: int, origin: Origin) -> dict[str, st
         PARAMETERS: parameters(request, seed, origin.model_hash, _hashes(origin)),
     }
     return {name: text for name, text in told.items() if text}
+
+
+def _control(request: GenerationRequest) -> dict[str, str]:
+    return {
+        "control": request.control,
+        "controlnet_conditioning_scale": _number(request.controlnet_conditioning_scale),
+        "control_guidance_start": _number(request.control_guidance_start),
+        "control_guidance_end": _number(request.control_guidance_end),
+    }
 
 
 def _hashes(origin: Origin) -> str:

@@ -15,7 +15,9 @@ import msgspec
 from app.domain import samplers
 from app.domain.samplers import Sampler
 
-Family = Literal["stable_diffusion", "flux", "diffusion_transformer", "upscaler", "lora", "fake"]
+Family = Literal[
+    "stable_diffusion", "flux", "diffusion_transformer", "upscaler", "control", "lora", "fake"
+]
 Task = Literal["text2image", "image2image", "inpaint", "upscale"]
 Kept = Literal["all", "down", "up"]
 """Which steps run: all, whatever `strength` is; or its share of them, rounded down or up. The rules are
@@ -134,6 +136,10 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
             samplers={"none": Sampler("")},
             negative="",
             guided=False,
+        ),
+        # Draws nothing either: it has a say in what others draw (see `control.py`).
+        "ControlNet": Pipeline(
+            family="control", tasks={}, samplers={"none": Sampler("")}, negative="", guided=False
         ),
         # Draws nothing either: it is a part of what other models draw.
         "Lora": Pipeline(

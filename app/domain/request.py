@@ -51,7 +51,8 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     """What a front door understood of a body, in diffusers' names. None means: not given.
 
     `effort` multiplies the model's default steps where no number of steps is given. `image_size` is
-    that of `image`, upright, in pixels: what is drawn takes it when no size is given. `styles` are
+    that of `image`, or else of `control_image`, upright, in pixels: what is drawn takes it when no
+    size is given. `control` is a control network, for which `control_image` is made. `styles` are
     to be put around the prompt, `styled` are in it already. `requested_model` is what was asked for
     where `model` is another.
     """
@@ -72,6 +73,11 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     image: bytes | None = None
     image_size: tuple[int, int] | None = None
     mask_image: bytes | None = None
+    control: str | None = None
+    control_image: bytes | None = None
+    controlnet_conditioning_scale: float | None = None
+    control_guidance_start: float | None = None
+    control_guidance_end: float | None = None
     output_format: str | None = None
     output_compression: int | None = None
     preset: str | None = None
@@ -99,7 +105,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     their order.
     `requested_model` is the name that was asked for, where another model draws. Pictures become
     `upscale` times as large in the end, by `upscaler`; to "upscale" is to do only that, to `image`,
-    and then `width` and `height` are those of the end.
+    and then `width` and `height` are those of the end. The network `control` sees `control_image` and
+    has a say of `controlnet_conditioning_scale` in the steps between these shares of all of them.
     """
 
     model: str
@@ -129,15 +136,25 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     requested_model: str = ""
     upscale: int = 1
     upscaler: str = ""
+    control: str = ""
+    controlnet_conditioning_scale: float = 1.0
+    control_guidance_start: float = 0.0
+    control_guidance_end: float = 1.0
     image: bytes | None = None
     mask_image: bytes | None = None
+    control_image: bytes | None = None
 
     def without_pictures(self) -> GenerationRequest:
         """The same, for history: input pictures can be large."""
-        return msgspec.structs.replace(self, image=None, mask_image=None)
+        return msgspec.structs.replace(self, image=None, mask_image=None, control_image=None)
 
     def with_pictures_of(self, other: GenerationRequest) -> GenerationRequest:
-        return msgspec.structs.replace(self, image=other.image, mask_image=other.mask_image)
+        return msgspec.structs.replace(
+            self,
+            image=other.image,
+            mask_image=other.mask_image,
+            control_image=other.control_image,
+        )
 
     @property
     def media_type(self) -> str:

@@ -50,6 +50,8 @@ def enlarging(upscaler: Upscaler, given: Arguments, *, metadata: bool) -> Genera
 
     Raises InvalidRequest.
     """
+    if given.control or given.control_image is not None:
+        raise InvalidRequest("An upscaler takes no control.", param="control")
     scale = 2 if given.upscale is None else given.upscale
     if given.loras:
         raise InvalidRequest(f"Upscaler {upscaler.card.id} takes no LoRAs.", param="loras")

@@ -69,6 +69,27 @@ class Engine(Protocol):
         """Let go of the weights. The engine is not used again."""
 
 
+Generate = Callable[[GenerationRequest, Report, Sharing], None]
+"""`Engine.generate`."""
+
+
+@runtime_checkable
+class Controllable(Protocol):
+    """What an engine can beside whose pictures control networks have a say in."""
+
+    def listens_to(self, control: ModelCard) -> bool:
+        """Whether the network is loaded."""
+
+    def under(self, control: ModelCard) -> Generate:
+        """How to draw under the network, which is loaded if it is not.
+
+        Raises:
+            ModelUnavailable: its weights are missing, damaged, or not safetensors.
+            OutOfMemory: they do not fit.
+            InvalidRequest: it is made for another kind of model.
+        """
+
+
 @runtime_checkable
 class Enlarging(Protocol):
     """What an upscaler can beside."""

@@ -23,9 +23,10 @@ from app.domain.model_card import ModelCard
 from app.domain.picture_facts import Origin, about
 from app.domain.pipelines import Task
 from app.domain.request import GenerationRequest
-from app.engines import forward_profile, image_codec, samplers
+from app.engines import control, forward_profile, image_codec, samplers
 from app.engines.adapters import PLAIN, Adapted, Adapters
-from app.engines.base import ALONE, Report, Sharing
+from app.engines.base import ALONE, Generate, Report, Sharing
+from app.engines.control import STEERINGS, Network, Networks
 from app.engines.fitting import bytes_needed, plan_for
 from app.engines.forward_batcher import ForwardBatcher
 from app.engines.forward_profile import FirstCall
@@ -42,7 +43,7 @@ from app.engines.step_gate import ImageGate
 from app.engines.techniques import Denoiser, Techniques
 from app.engines.turns import PartsInTurn, layers_in_turn
 from app.engines.turnstile import Turnstile
-from app.engines.weights import load_pipeline, sibling
+from app.engines.weights import dtype_for, load_network, load_pipeline, sibling
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class DiffusersEngine:
         self._pipelines: dict[Task, Any] = {}
         self._denoisers: dict[str, Techniques] = {}
         self._prompts = PromptCache()
+        self._networks = Networks()
         self._device = "cpu"
         self._host_copy: HostCopy | None = None
 
@@ -91,7 +93,8 @@ class DiffusersEngine:
             for weight in (*module.parameters(), *module.buffers())
         }
         adapters = self._adapters.memory if self._adapters is not None else 0
-        return bytes_needed(self._plan, sum(weights.values())) + adapters
+        weighed = bytes_needed(self._plan, sum(weights.values()))
+        return weighed + self._networks.memory + adapters
 
     @property
     def _in_turn(self) -> bool:
@@ -145,12 +148,34 @@ class DiffusersEngine:
         else:
             layers_in_turn(parts, self._device)
 
+    def listens_to(self, control: ModelCard) -> bool:
+        return self._networks.get(control.id) is not None
+
+    def under(self, control: ModelCard) -> Generate:
+        network = self._networks.get(control.id) or self._network(control)
+        return partial(self._generate, network)
+
+    def _network(self, card: ModelCard) -> Network:
+        steering = STEERINGS[self._card.pipeline_name]
+        dtype = dtype_for(self._card, self._device)
+        part = load_network(card, steering.network, dtype, self._device)
+        denoiser = next(getattr(self._loaded, name) for name in self._denoisers)
+        control.check(card, part, denoiser, steering.shared)
+        network = Network(part, self._loaded, steering, self._card.tasks)
+        self._networks.add(card.id, network)
+        return network
+
     def generate(
         self, request: GenerationRequest, report: Report, sharing: Sharing = ALONE
     ) -> None:
+        self._generate(None, request, report, sharing)
+
+    def _generate(
+        self, network: Network | None, request: GenerationRequest, report: Report, sharing: Sharing
+    ) -> None:
         report(PhaseStarted("preparing"))
         adapted = self._adapted(request, report, sharing)
-        run = self._prepared(request, report, sharing, adapted=adapted)
+        run = self._prepared(request, report, sharing, network=network, adapted=adapted)
         # Each picture by itself, with the seed that it would have alone; at the same time where
         # their steps may be shared, and else one after the other.
         at_once = 1 if request.preset == "strict" else sharing.batch
@@ -177,9 +202,11 @@ class DiffusersEngine:
         report: Report,
         sharing: Sharing,
         catching: Mapping[str, FirstCall] | None = None,
+        network: Network | None = None,
         adapted: Adapted = PLAIN,
     ) -> _Run:
-        pipeline = adapted.pipeline(self._pipelines[request.task])
+        steered = (network.pipelines if network else self._pipelines)[request.task]
+        pipeline = adapted.pipeline(steered)
         arguments = self._recipe.arguments(request)
         tokens = self._tokens(request.prompt)
         size = (request.width, request.height)
@@ -187,6 +214,8 @@ class DiffusersEngine:
             arguments["image"] = image_codec.decode_rgb(request.image, "image", size)
         if request.mask_image is not None:
             arguments["mask_image"] = image_codec.decode_mask(request.mask_image, size)
+        if network is not None:
+            arguments |= control.arguments(pipeline, request)
         gate = RunGate(report, request)
         return _Run(request, report, sharing, pipeline, arguments, tokens, gate, catching, adapted)
 
@@ -254,6 +283,7 @@ class DiffusersEngine:
                 adapters=run.adapted.key,
                 tiled=tiled or (self._plan is not None and self._plan.tiled),
                 device=self._device if self._in_turn else "",
+                seed=seed,
             )
             if request.previews:
                 end = PredictedEnd(scheduler)
@@ -294,6 +324,7 @@ class DiffusersEngine:
     def park(self) -> None:
         """Keep the weights in host memory, off the device, until `unpark`. Nobody may be drawing."""
         self._prompts.clear()
+        self._networks.clear()  # quick to load again, and seldom needed by who comes next
         if self._adapters is not None:
             self._adapters.clear()
         if self._turns is not None:
@@ -319,6 +350,7 @@ class DiffusersEngine:
         self._host_copy = self._loaded = self._turns = self._adapters = None
         self._pipelines.clear()
         self._denoisers.clear()
+        self._networks.clear()
         self._prompts.clear()
         _let_go()
 

@@ -41,12 +41,14 @@ def view_of(
     adapters: Hashable = (),
     tiled: bool = False,
     device: str = "",
+    seed: int | None = None,
 ) -> Any:
     """A view of `pipeline` that steps with `scheduler`, passes through `gate` and works as `rider`.
 
     `denoisers` stand in for its parts of these names. `layers` of a language model are all that is
-    looked at, where there are any. `adapters` tells which LoRAs are in the
-    pipeline. `tiled` decodes in tiles, which takes less memory and may leave faint seams.
+    looked at, where there are any. `adapters` tells which LoRAs are in the pipeline. `tiled` decodes in
+    tiles, which takes less memory and may leave faint seams. `seed` makes up for pipelines that encode
+    by chance.
     """
     view = object.__new__(type(pipeline))
     view.__dict__.update(pipeline.__dict__)
@@ -58,7 +60,7 @@ def view_of(
         elif name.startswith("text_encoder") and part is not None:
             view.__dict__[name] = _encoder(part, rider, prompts, layers, adapters)
         elif name == "vae":
-            view.__dict__[name] = _autoencoder(part, rider, tiled=tiled)
+            view.__dict__[name] = _autoencoder(part, rider, tiled=tiled, seed=seed)
         elif isinstance(part, torch.nn.Module):
             view.__dict__[name] = StandIn(part, _alone(rider, part))
         if device and name in view.__dict__ and isinstance(part, torch.nn.Module):
@@ -144,12 +146,23 @@ class _Autoencoder(StandIn):
     again: in the middle of what other pictures do with it.
     """
 
-    def __init__(self, part: Any, rider: Rider) -> None:
+    def __init__(self, part: Any, rider: Rider, seed: int | None) -> None:
         super().__init__(part)
-        self._whole, self._rider = part, rider
+        self._whole, self._rider, self._seed = part, rider, seed
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
-        return _alone(self._rider, self._part.encode)(*args, **kwargs)
+        return self._foreseen(_alone(self._rider, self._part.encode)(*args, **kwargs))
+
+    def _foreseen(self, encoded: Any) -> Any:
+        """What is encoded, sampled by the picture's seed where the pipeline says nothing: that of
+        Stable Diffusion 3 under control takes the process's random numbers, never twice the same."""
+        spread = getattr(encoded, "latent_dist", None)
+        if spread is not None and self._seed is not None:
+            sample, seed = spread.sample, self._seed
+            spread.sample = lambda generator=None: sample(
+                torch.Generator("cpu").manual_seed(seed) if generator is None else generator
+            )
+        return encoded
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         return _alone(self._rider, self._part.decode)(*args, **kwargs)
@@ -165,12 +178,12 @@ class _Autoencoder(StandIn):
         return _alone(self._rider, lambda: copy.deepcopy(self._whole).to(dtype))()
 
 
-def _autoencoder(part: Any, rider: Rider, *, tiled: bool) -> StandIn:
+def _autoencoder(part: Any, rider: Rider, *, tiled: bool, seed: int | None) -> StandIn:
     if tiled:
         part = copy.copy(part)  # the same weights under other flags
         part.enable_tiling()
         _shrink_tiles(part)
-    return _Autoencoder(part, rider)
+    return _Autoencoder(part, rider, seed)
 
 
 def _shrink_tiles(vae: Any) -> None:

@@ -1,4 +1,4 @@
-"""Jobs whose model or LoRAs are not here yet: they wait outside of the queue until the files have come.
+"""Jobs whose model, control network or LoRAs are not here yet: they wait outside of the queue.
 
 What you can rely on: the queue and its forecasts know nothing of these jobs, so that other models'
 jobs go on; each job keeps its place by the time of its submission; progress stays within the phase
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from app.domain.control import PARAM
 from app.domain.errors import EaselError
 from app.job_board import JobBoard
 from app.model_files.shelf import ModelShelf
@@ -102,7 +103,9 @@ class Arrivals:
             self._shelf.want(model, entry.job.id)  # it was about to leave before
         elif files.state != "downloading":
             self.drop(entry.job.id)
-            self._fail(entry, self._shelf.refusal(model))
+            error = self._shelf.refusal(model)
+            error.param = None if model == entry.card.id else PARAM
+            self._fail(entry, error)
             return
         self._tell(entry, model, files)
 

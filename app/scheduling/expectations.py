@@ -112,8 +112,8 @@ class Expectations:
     ) -> Standing:
         """A job of which nothing is done yet."""
         steps, n = request.steps_per_image, request.n
-        same = (request.preset, request.technique, request.loras)
-        alike = (*kind_of(request), steps, n, *same, device)
+        how = (request.preset, request.technique, request.control, request.loras)
+        alike = (*kind_of(request), steps, n, *how, device)
         if alike not in self._alike:
             phases = self.phases(request, device, loaded=False)
             before = phases["initializing"] + phases["preparing"]

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from app.domain.control import PARAM
+from app.domain.errors import EaselError
 from app.domain.job import Job
 from app.domain.lora import lora_id
 from app.domain.memory_plan import Room as Memory
@@ -72,8 +74,13 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the shelf must have: its model and its LoRAs."""
-        return self.card.id, *self.request.lora_ids
+        """Ids of all that must be here for it: its model, its control network, and its LoRAs."""
+        control = self.request.control
+        return self.card.id, *([control] if control else []), *self.request.lora_ids
+
+    def blamed(self, error: EaselError) -> str:
+        """Which of these it was that failed."""
+        return self.request.control if error.param == PARAM else self.card.id
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -151,7 +158,7 @@ class Schedule:
         local: Callable[[str], ModelCard | None],
     ) -> RunSpec:
         """What the slot is to run for a job that has started there."""
-        upscaler = entry.request.upscaler
+        upscaler, control = entry.request.upscaler, entry.request.control
         cap = self.expectations.cap(entry.request, device_kind(slot.device))
         return RunSpec(
             run_id=f"{entry.job.id}.{entry.attempt}",
@@ -161,6 +168,7 @@ class Schedule:
             request=_located(entry.request, local),
             sharing=Sharing(rank=entry.rank, batch=cap),
             upscaler=local(upscaler) if upscaler else None,
+            control=local(control) if control else None,
             stall_s=stall_s,
         )
 

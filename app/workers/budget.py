@@ -46,8 +46,8 @@ class Budget(msgspec.Struct, frozen=True):
         copies = (self.max_ram or int(ram * _SHARE_FOR_COPIES)) // self.workers
         return Room(self.max_vram or int(memory * _SHARE), self.max_vram or memory, copies)
 
-    def refusal(self, model: str, size: int, pinned: Sequence[int], room: Room) -> str:
-        """Why a model of `size` bytes has no place beside those of the sizes `pinned`."""
+    def refusal(self, model: str, size: int, room: Room, pinned: Sequence[int]) -> str:
+        """Why there can be no room for a model of `size` bytes beside pinned ones of these."""
         if self.max_models and len(pinned) >= self.max_models:
             return f"Model {model} has no place beside the models that are to stay loaded."
         left = (room.shared if pinned else room.alone) - sum(pinned)

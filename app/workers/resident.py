@@ -6,7 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from app.domain.errors import EaselError
+from app.domain.errors import EaselError, error_from
 from app.domain.model_card import ModelCard
 from app.engines.base import Engine
 
@@ -70,6 +70,15 @@ class Resident:
     @property
     def idle(self) -> bool:
         return self.state == "here" and not self.users
+
+
+def fresh(error: EaselError) -> EaselError:
+    """The same error without its traceback, which would keep what failed in memory."""
+    return error_from(error.code, error.message, error.param)
+
+
+def without(models: list[Resident], some: list[Resident]) -> list[Resident]:
+    return [model for model in models if model not in some]
 
 
 class Failure(msgspec.Struct, frozen=True):
