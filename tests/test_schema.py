@@ -115,9 +115,9 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     ("GET", "/v1/images/upscalers"): {200, 500},
     ("GET", "/stats"): _STORED | {400},
     ("POST", "/estimate"): _BODY | {200, 404},
+    ("GET", "/metrics"): {200, 500},
     ("GET", "/health"): {200, 500},
     ("GET", "/ready"): {200, 500, 503},
-    ("GET", "/metrics"): {200, 500},
 }
 _KEYS: dict[tuple[str, str], set[int]] = {
     ("POST", "/keys"): _BODY | {201},
