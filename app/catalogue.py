@@ -1,10 +1,11 @@
-"""What can be asked for: models, upscalers and styles, and the names that they go by."""
+"""What can be asked for: models, control networks, upscalers, styles, and the names that they go by."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 
+from app.domain.control import Controls
 from app.domain.errors import InvalidRequest, UnknownModel
 from app.domain.model_card import ModelCard
 from app.domain.style import Styles
@@ -14,7 +15,7 @@ from app.domain.upscaling import Upscalers
 class Catalogue:
     """A snapshot: who has it is not disturbed by another that takes its place.
 
-    `all` are the cards of `cards` and of `upscalers`. Raises ValueError for names that mean nothing,
+    `all` are the cards of everything that has weights. Raises ValueError for names that mean nothing,
     or two things.
     """
 
@@ -28,6 +29,7 @@ class Catalogue:
         mentioned: Iterable[str] = (),
         styles: Styles,
         upscalers: Upscalers,
+        controls: Controls,
     ) -> None:
         aliases = aliases or {}
         for name in (default_model, *mentioned, *aliases.values()):
@@ -35,10 +37,17 @@ class Catalogue:
                 raise ValueError(f"the settings name model {name}, which has no card")
         if both := cards.keys() & upscalers.keys():
             raise ValueError(f"model {min(both)} has the name of an upscaler")
+        if both := controls.keys() & {*cards, *upscalers}:
+            raise ValueError(f"control network {min(both)} has the name of a model")
         self.cards = cards
         self.styles = styles
         self.upscalers = upscalers
-        self.all = {**cards, **{name: one.card for name, one in upscalers.items()}}
+        self.controls = controls
+        self.all = {
+            **cards,
+            **{name: one.card for name, one in upscalers.items()},
+            **{name: one.files for name, one in controls.items()},
+        }
         self._default = cards[default_model]
         self._foreign = foreign_models
         self._names = {name: card for card in cards.values() for name in (card.id, *card.aliases)}

@@ -274,7 +274,8 @@ class GpuScheduler:
                 continue
             while entry := self._schedule.next_for(slot, self._pool.slots().values(), now):
                 self._schedule.start(entry, slot, now)
-                self._shelf.used(entry.card.id)
+                for name in entry.needs:
+                    self._shelf.used(name)
                 self._spawn(self._draw(entry, slot))
         self._news.tell()
 
@@ -309,15 +310,16 @@ class GpuScheduler:
             )
             self._onlooker.drew(request.model, measured)
             seconds = sum(measured.values()) - measured.get("loading_model", 0.0)
-            self._shelf.note(entry.card.id, None)
             self._charge(entry)
+            for name in entry.needs:
+                self._shelf.note(name, None)
             self._end(entry, Succeeded())
         except Cancelled:
             self._end(entry, JobCancelled())
         except TimeoutError:
             self._fail(entry, TimedOut(f"Drawing took longer than the {limit:g} s allowed."))
         except EaselError as error:
-            self._shelf.note(entry.card.id, error)
+            self._shelf.note(entry.blamed(error), error)
             again = self._instead(entry, error, loading=entry.meter.loading)
         except WorkerLost as loss:
             entry.deaths += 1
@@ -375,7 +377,8 @@ class GpuScheduler:
             self._dispatch()  # the next one may step while this one is decoded
 
     def _fail(self, entry: Entry, error: EaselError) -> None:
-        self._end(entry, Failed(error.code, error.message, error.param))
+        again = getattr(error, "retry_after", None)
+        self._end(entry, Failed(error.code, error.message, error.param, again))
 
     def _end(self, entry: Entry, event: JobEvent) -> None:
         if entry.ended:

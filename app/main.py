@@ -16,10 +16,12 @@ from ulid import ULID
 import app
 from app.api import (
     a1111,
+    controls,
     diffugen,
     health,
     jobs,
     keys,
+    loras,
     metrics,
     model_files,
     openai,
@@ -45,6 +47,7 @@ from app.gpu_scheduler import GpuScheduler
 from app.housekeeping import Housekeeping
 from app.job_board import JobBoard
 from app.metrics import Metrics
+from app.model_files.loras import LoraShelf
 from app.model_files.shelf import ModelShelf
 from app.model_files.usage import Usage
 from app.presets import FILE_NAME, Presets
@@ -56,7 +59,14 @@ from app.scheduling.loading import Loader
 from app.scheduling.phase_times import PhaseTimes
 from app.scheduling.schedule import Schedule
 from app.service import ImageService
-from app.settings import BUNDLED, ConfigurationError, Settings, load_cards, load_styles
+from app.settings import (
+    BUNDLED,
+    ConfigurationError,
+    Settings,
+    load_cards,
+    load_controls,
+    load_styles,
+)
 from app.store.blobs import open_blobs
 from app.store.database import Database, StoreRefused
 from app.store.history import History
@@ -164,6 +174,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         archive,
         Presets(settings.data_dir / FILE_NAME),
         shelf,
+        open_loras(settings, shelf),
         check_webhook=webhooks.check,
         loader=Loader(pool, shelf, expectations),
         reception=reception,
@@ -200,6 +211,7 @@ def read_catalogue(settings: Settings) -> Catalogue:
             mentioned=(*settings.preload, *settings.pinned),
             styles=load_styles(settings.styles_file),
             upscalers=find_upscalers(settings.upscalers_dir or settings.data_dir / "upscalers"),
+            controls=load_controls(settings.controls_dir),
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
@@ -227,6 +239,12 @@ def open_shelf(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelShelf
         max_disk=settings.max_disk,
         pinned=settings.pinned,
     )
+
+
+def open_loras(settings: Settings, shelf: ModelShelf) -> LoraShelf:
+    """Which LoRAs there are; the shelf knows them from now on. Raises ConfigurationError."""
+    folder = settings.loras_dir or settings.data_dir / "loras"
+    return LoraShelf(folder, settings.lora_cards(), shelf, most=settings.max_loras)
 
 
 def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
@@ -272,15 +290,19 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
     )
     application = Litestar(
         [
-            *openai.HANDLERS,
-            Router("/", route_handlers=openai.UPLOADS, request_max_body_size=settings.max_upload),
+            Router(
+                "/",
+                route_handlers=[*openai.HANDLERS, *openai.UPLOADS, *jobs.HANDLERS],
+                request_max_body_size=settings.max_upload,
+            ),
             *diffugen.HANDLERS,
             a1111.door(a1111.Console(service), settings.max_upload),
             vision.door(vision.Desk(service)),
-            *jobs.HANDLERS,
+            *controls.HANDLERS,
             *pictures.HANDLERS,
             *styles.HANDLERS,
             *model_files.HANDLERS,
+            *loras.HANDLERS,
             *health.HANDLERS,
             keys.door(keys.KeyDesk(gateway.keys, gateway.ledger)),
             *metrics.HANDLERS,

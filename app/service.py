@@ -14,6 +14,7 @@ import msgspec
 from app.archive import Archive
 from app.attendance import FOREVER, Attendance
 from app.catalogue import Catalogue
+from app.domain.control import Controls, with_control
 from app.domain.errors import (
     InvalidRequest,
     ModelUnavailable,
@@ -30,6 +31,7 @@ from app.domain.upscaling import Upscalers, enlarging, with_upscaling
 from app.gpu_scheduler import GpuScheduler
 from app.job_board import JobBoard, Observer
 from app.job_feed import JobFeed
+from app.model_files.loras import LoraShelf
 from app.model_files.shelf import ModelShelf
 from app.presets import Presets
 from app.recent_requests import Attempt, RecentRequests
@@ -64,6 +66,7 @@ class ImageService:
         archive: Archive,
         presets: Presets,
         shelf: ModelShelf,
+        loras: LoraShelf,
         *,
         check_webhook: Callable[[str], None],
         loader: Loader,
@@ -76,6 +79,7 @@ class ImageService:
         self.archive = archive
         self._presets = presets
         self.shelf = shelf
+        self.loras = loras
         self._check_webhook = check_webhook
         self._loader = loader
         self.reception = reception
@@ -94,6 +98,10 @@ class ImageService:
     @property
     def upscalers(self) -> Upscalers:
         return self.catalogue.upscalers
+
+    @property
+    def controls(self) -> Controls:
+        return self.catalogue.controls
 
     def models(self) -> list[ModelCard]:
         return list(self.catalogue.cards.values())
@@ -146,8 +154,10 @@ class ImageService:
         request = card.resolve(
             given, draw_seed=lambda: secrets.randbelow(SEED_LIMIT), metadata=self._metadata
         )
+        self.loras.check(request.loras, card)
         technique = self._presets.technique(self._here(card), self._device, request.preset)
         request = msgspec.structs.replace(request, technique=technique)
+        request = with_control(request, given, self.controls)
         return with_upscaling(request, given, self.upscalers)
 
     def unused(self, given: Arguments, request: GenerationRequest) -> list[str]:
@@ -265,9 +275,11 @@ class ImageService:
         """
         await self._remember_requests()
         for job in await self._board.unfinished():
-            needed = {job.request.model, job.request.upscaler or job.request.model}
-            if not needed <= self.catalogue.all.keys():
-                gone = ModelUnavailable("The model of this job is not here any more.")
+            wish = job.request
+            needed = {wish.model, wish.upscaler or wish.model, wish.control or wish.model}
+            known = needed <= self.catalogue.all.keys()
+            if not known or not all(map(self.shelf.knows, wish.lora_ids)):
+                gone = ModelUnavailable("What this job is drawn with is not here any more.")
                 self._board.publish(job.id, Failed(gone.code, gone.message))
             elif job.attempt >= _MAX_STARTS:
                 died = WorkerCrashed(f"The server ended {job.attempt} times over this job.")

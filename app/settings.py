@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import (
+    BaseModel,
     ByteSize,
+    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -27,11 +29,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from app.domain.control import ControlCard
 from app.domain.fallback import chain
+from app.domain.lora import KEPT_BYTES, NAME
 from app.domain.model_card import ModelCard
 from app.domain.model_source import HUB
 from app.domain.style import Style, Styles
 from app.logs import Format as LogFormat
+from app.model_files.loras import lora_card
 from app.store.history import Limits
 from app.webhooks.policy import WebhookPolicy
 from app.workers.budget import Budget
@@ -43,6 +48,19 @@ Share = Literal["auto"] | Annotated[ByteSize, Field(gt=0)]
 """Bytes ("12GB", "900MiB", a number), or a part of what there is."""
 
 StyleId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+
+
+LoraName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+
+
+class HubLora(BaseModel):
+    """A LoRA that may be fetched: `source` as in a model card, and the file in that repository."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Annotated[str, StringConstraints(pattern=f"^{HUB}")]
+    file: Annotated[str, StringConstraints(pattern=r"\.safetensors$")]
+    revision: str
 
 
 class ConfigurationError(Exception):
@@ -66,7 +84,12 @@ class Settings(BaseSettings):
     port: int = Field(default=5199, ge=0, le=65535)
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("easel")))
     models_dir: Path = Field(default_factory=lambda: config_dir() / "models")
+    controls_dir: Path = Field(default_factory=lambda: config_dir() / "controls")
     upscalers_dir: Path | None = None
+    loras_dir: Path | None = None
+    loras: dict[LoraName, HubLora] = Field(default_factory=dict)
+    max_loras: PositiveInt = 4
+    lora_memory: ByteSize = ByteSize(KEPT_BYTES)
     styles_file: Path = Field(default_factory=lambda: config_dir() / "styles.toml")
     default_model: str = "sketch"
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -136,12 +159,23 @@ class Settings(BaseSettings):
     def budget(self) -> Budget:
         """What the models of a worker may take."""
         return Budget(
-            max_vram=0 if self.max_vram == "auto" else self.max_vram,
-            max_ram=0 if self.max_ram == "auto" else self.max_ram,
+            max_vram=0 if self.max_vram == "auto" else int(self.max_vram),
+            max_ram=0 if self.max_ram == "auto" else int(self.max_ram),
             max_models=self.max_models,
             pinned=self.pinned,
             model_ttl=self.model_ttl,
+            lora_memory=int(self.lora_memory),
         )
+
+    def lora_cards(self) -> dict[str, ModelCard]:
+        """What the shelf needs to know of the LoRAs that may be fetched. Raises ConfigurationError."""
+        try:
+            return {
+                name: lora_card(name, one.source, file=one.file, revision=one.revision)
+                for name, one in self.loras.items()
+            }
+        except ValueError as error:
+            raise ConfigurationError(f"loras: {_mistakes(error)}") from error
 
     @property
     def keyless(self) -> bool:
@@ -222,6 +256,23 @@ def load_cards(folder: Path) -> dict[str, ModelCard]:
             chain(cards, name)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+    return cards
+
+
+def load_controls(folder: Path) -> dict[str, ControlCard]:
+    """All cards of control networks in `folder`, by id; none where there is no such folder.
+
+    Raises ConfigurationError.
+    """
+    cards: dict[str, ControlCard] = {}
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            card = ControlCard.model_validate(tomllib.loads(path.read_text("utf-8")))
+        except (ValueError, OSError) as error:  # of pydantic and of TOML, too
+            raise ConfigurationError(f"{path.name}: {_mistakes(error)}") from error
+        if card.id in cards:
+            raise ConfigurationError(f"{path.name}: a second card for {card.id}")
+        cards[card.id] = card.model_copy(update={"source": _source(card.source, path)})
     return cards
 
 

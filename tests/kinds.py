@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -225,14 +225,17 @@ def drawn_by_hand(
     dtype: torch.dtype = torch.float32,
     *,
     force_upcast: bool = False,
+    prepare: Callable[[Any], None] = lambda pipeline: None,
 ) -> Pixels:
-    """What stock diffusers draws of the folder, without any code of ours."""
+    """What stock diffusers draws of the folder, without any code of ours. `prepare` is done to the
+    pipeline before."""
     kind = KINDS[name]
     stock = getattr(diffusers, kind.tasks[task])
     pipeline = stock.from_pretrained(house / name, dtype=dtype)
     if force_upcast:
         pipeline.vae.register_to_config(force_upcast=True)
     pipeline.set_progress_bar_config(disable=True)
+    prepare(pipeline)
     given = {**kind.stock, **wish(kind, task), **strength_of(kind, task)}
     if task != "text2image":
         given["image"] = PICTURE

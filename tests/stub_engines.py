@@ -21,7 +21,7 @@ from app.workers.wire import Held
 class Stub:
     """An engine that notes what is done with it and goes on when it is let."""
 
-    memory = 0
+    memory: int = 0
 
     def __init__(self, log: list[str]) -> None:
         self.log = log

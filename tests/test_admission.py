@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from app.domain.lora import Lora
 from app.scheduling.admission import (
     BACKGROUND,
     INTERACTIVE,
@@ -22,7 +23,7 @@ def job(
     model: str = "m",
     side: int = 64,
     rank: tuple[int, float] = (INTERACTIVE, 5.0),
-    **rest: float | bool,
+    **rest: float | bool | tuple[Lora, ...],
 ) -> Standing:
     given = {"steps": 10.0, "cap": 1, **rest}
     return Standing(id=id, kind=(model, side, side), rank=rank, **given)  # type: ignore[arg-type]
@@ -58,6 +59,13 @@ def test_alike_jobs_share_up_to_the_cap_with_all_their_pictures() -> None:
 )
 def test_other_sizes_models_and_classes_do_not_share(other: Standing) -> None:
     assert not may_start(other, [job("a", cap=4)], ROOM)
+
+
+def test_only_pictures_with_the_same_loras_share() -> None:
+    running = [job("a", cap=4, loras=(Lora("snow", 0.5),))]
+    assert may_start(job(cap=4, loras=(Lora("snow", 0.5),)), running, ROOM)
+    for loras in ((), (Lora("snow", 0.6),), (Lora("ice", 0.5),)):
+        assert not may_start(job(cap=4, loras=loras), running, ROOM)
 
 
 def test_a_batch_that_itself_stands_behind_others_is_not_joined() -> None:

@@ -15,6 +15,8 @@ from app.cli.measuring import show_trials
 from app.presets import FILE_NAME, GATES, Presets, Trial
 from app.scheduling.batch_profile import BatchProfiles
 from app.settings import load_cards
+from tests.control_house import CONTROL, build, by_hand
+from tests.kinds import PROMPT
 from tests.pictures import colour_at, corners, pixels
 
 
@@ -45,6 +47,34 @@ def test_generate_draws_without_a_server(tmp_path: Path) -> None:
     picture = pixels((tmp_path / "circle.png").read_bytes())
     assert colour_at(picture, 0.5, 0.5) == "red"
     assert corners(picture) == {"white"}
+
+
+def test_generate_enlarges_what_it_drew(tmp_path: Path) -> None:
+    words = ("generate", "a red circle on a white background", "--seed", "3", "--upscale", "2")
+    done = easel(*words, folder=tmp_path, PYTHONPATH=python_path())
+    assert done.returncode == 0, done.stderr
+    picture = pixels((tmp_path / "out.png").read_bytes())
+    assert picture.shape == (512, 512, 3)
+    assert colour_at(picture, 0.5, 0.5) == "red"
+    refused = easel(*words, "--upscaler", "none", folder=tmp_path, PYTHONPATH=python_path())
+    assert (refused.returncode, "lanczos" in refused.stderr) == (2, True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_generate_draws_under_control(tmp_path: Path) -> None:
+    environment = {**build(tmp_path, ["sd"], ["canny"]), "PYTHONPATH": python_path()}
+    CONTROL.save(tmp_path / "edges.png")
+    how = ("--control", "canny", "--control-image", "edges.png", "--control-scale", "0.5")
+    asked = ("--steps", "3", "--guidance-scale", "4", "--negative-prompt", "a blue hen")
+    done = easel(*("generate", PROMPT, "--seed", "7", *asked, *how), folder=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    wanted = by_hand(tmp_path, "sd", "text2image", CONTROL, controlnet_conditioning_scale=0.5)
+    assert (pixels((tmp_path / "out.png").read_bytes()) == wanted).all()
+    listed = easel("controls", "--json", folder=tmp_path, **environment)
+    told = {one["id"]: one["models"] for one in json.loads(listed.stdout)}
+    assert told == {"canny": ["sd"]}
+    files = json.loads(easel("models", "--json", folder=tmp_path, **environment).stdout)
+    assert {one["id"]: one["state"] for one in files}["canny"] == "on_disk"
 
 
 def test_generate_says_what_is_wrong(tmp_path: Path) -> None:

@@ -184,6 +184,18 @@ def test_a_download_that_fails_fails_its_jobs_with_the_reason(tmp_path: Path, hu
         assert client.post("/generate", json={**BODY, "model": "lab/painter"}).status_code == 200
 
 
+def test_a_hub_that_is_down_is_told_with_the_seconds_to_wait(tmp_path: Path, hub: Mirror) -> None:
+    hub.statuses = [502] * 20
+    with gateway_with(tmp_path, hub) as gateway, gateway.client() as client:
+        failed = client.post("/generate", json={**BODY, "model": "lab/painter"})
+        assert (failed.status_code, failed.json()["error"]["code"]) == (503, "model_not_fetched")
+        assert 1 <= int(failed.headers["retry-after"]) <= 5
+        assert "x-should-retry" not in failed.headers
+        hub.statuses = []
+        time.sleep(int(failed.headers["retry-after"]))
+        assert client.post("/generate", json={**BODY, "model": "lab/painter"}).status_code == 200
+
+
 def test_only_pulls_fetch_where_the_settings_say_so(tmp_path: Path, hub: Mirror) -> None:
     with gateway_with(tmp_path, hub, EASEL_DOWNLOADS="pull") as gateway:
         with gateway.client() as client:

@@ -133,6 +133,10 @@ KINDS: Mapping[str, Kind] = {
         (*GUIDED, {**GUIDED[0], "guess_mode": True, "controlnet_conditioning_scale": 0.5}),
         {**SIZE, "image": PICTURE},
     ),
+    "StableDiffusionXLControlNetPipeline": Kind(GUIDED, {**SIZE, "image": PICTURE}),
+    "FluxControlNetPipeline": Kind(
+        DISTILLED, {**SIZE, "max_sequence_length": 16, "control_image": PICTURE}
+    ),
     "StableDiffusionXLPipeline": Kind(
         (
             *RESCALED,

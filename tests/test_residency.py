@@ -144,6 +144,20 @@ def test_two_models_take_turns_in_a_room_for_one(tmp_path: Path) -> None:
         ]
 
 
+def test_what_a_model_came_to_take_while_it_drew_counts(tmp_path: Path) -> None:
+    """LoRAs that a request brought stay with the model for a while."""
+    one, other = paper_model(tmp_path, "a", 40), paper_model(tmp_path, "b", 40)
+    with house(Budget(max_vram=100_000_000)) as built:
+        built.run(one)
+        built.run(other)
+        assert built.models() == ("a", "b")
+        built.engines["a"].memory = 70_000_000
+        built.run(one)
+        assert built.held[-1].used == 110_000_000
+        built.run(paper_model(tmp_path, "c", 5))
+        assert built.models() == ("a", "c")
+
+
 def test_only_as_many_go_as_must_and_the_one_used_least_recently_first(tmp_path: Path) -> None:
     small = [paper_model(tmp_path, name, 20) for name in ("a", "b", "c", "d")]
     with house(Budget(max_vram=100_000_000)) as built:

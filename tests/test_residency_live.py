@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from app.domain.errors import Cancelled, ModelUnavailable, OutOfMemory
@@ -260,6 +261,7 @@ def test_sizes_are_numbers_with_units_or_left_to_the_server(
     assert load_settings(model_ttl=60.0).budget() == Budget(
         max_vram=12 * 10**9, max_ram=3 * 2**29, pinned=("sketch",), model_ttl=60.0
     )
+    msgspec.json.encode(load_settings().budget())  # for the workers
     for wrong in ("12 apples", "-1", "0"):
         monkeypatch.setenv("EASEL_MAX_VRAM", wrong)
         with pytest.raises(ConfigurationError, match="max_vram"):

@@ -107,6 +107,7 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     ("PUT", "/images/{image_id}/favourite"): _STORED | {404},
     ("DELETE", "/images/{image_id}/favourite"): _STORED | {404},
     ("GET", "/styles"): {200, 500},
+    ("GET", "/controls"): {200, 500},
     ("GET", "/v1/images/upscalers"): {200, 500},
     ("GET", "/stats"): _STORED | {400},
     ("POST", "/estimate"): _BODY | {200, 404},
@@ -169,7 +170,7 @@ def test_a_form_tells_its_files_and_the_fields_of_the_json_body() -> None:
     media = DOCUMENT["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
     form = media["multipart/form-data"]["schema"]
     fields = set(DOCUMENT["components"]["schemas"]["GenerationBody"]["properties"])
-    assert set(form["properties"]) == fields | {"image", "mask"}
+    assert set(form["properties"]) == fields | {"image", "mask", "control_image"}
     assert set(form["required"]) == {"prompt", "image"}
     assert form["properties"]["partial_images"] == {"type": "integer", "minimum": 0, "maximum": 3}
 
@@ -223,7 +224,11 @@ def _png(mode: str) -> bytes:
     return file.getvalue()
 
 
-IN_FORMS: dict[str, Any] = {"image": _png("RGBA"), "mask": _png("RGBA")}
+IN_FORMS: dict[str, Any] = {
+    "image": _png("RGBA"),
+    "mask": _png("RGBA"),
+    "control_image": _png("RGB"),
+}
 IN_JSON: dict[str, Any] = {
     "mask": base64.b64encode(_png("L")).decode(),
     "init_images": [base64.b64encode(_png("RGB")).decode()],

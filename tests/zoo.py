@@ -14,7 +14,9 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
@@ -33,6 +35,12 @@ _PLAIN: dict[str, Any] = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
     "shift_factor": 0.06,
+}
+CONTROL_OF_XL: dict[str, Any] = {
+    "cross_attention_dim": 64,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 32,
 }
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -64,20 +72,22 @@ def unet(**given: Any) -> Any:
     return random_weights(UNet2DConditionModel(**{**config, **given}))
 
 
+_FLUX: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 32,
+    "axes_dims_rope": (4, 4, 8),
+    "guidance_embeds": True,
+}
+
+
 def flux_transformer(**given: Any) -> Any:
-    config = {
-        "patch_size": 1,
-        "in_channels": 16,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 32,
-        "pooled_projection_dim": 32,
-        "axes_dims_rope": (4, 4, 8),
-        "guidance_embeds": True,
-    }
-    return random_weights(FluxTransformer2DModel(**{**config, **given}))
+    return random_weights(FluxTransformer2DModel(**{**_FLUX, **given}))
 
 
 def sd3_transformer(**given: Any) -> Any:
@@ -112,16 +122,37 @@ def autoencoder(blocks: int = 2, channels: int = 4, **given: Any) -> Any:
     )
 
 
-def _controlnet() -> Any:
+def controlnet(**given: Any) -> Any:
+    config = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+        "conditioning_embedding_out_channels": (8, 16),
+    }
+    return random_weights(ControlNetModel(**{**config, **given}))
+
+
+def flux_controlnet(**given: Any) -> Any:
+    return random_weights(FluxControlNetModel(**{**_FLUX, **given}))
+
+
+def sd3_controlnet() -> Any:
     return random_weights(
-        ControlNetModel(
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            cross_attention_dim=32,
-            attention_head_dim=4,
-            conditioning_embedding_out_channels=(8, 16),
+        SD3ControlNetModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=64,
+            pooled_projection_dim=64,
+            pos_embed_max_size=32,
         )
     )
 
@@ -246,7 +277,17 @@ def _inpaint_parts() -> Mapping[str, Any]:
 
 @cache
 def _control_parts() -> Mapping[str, Any]:
-    return {**_stable_diffusion_parts(), "controlnet": _controlnet()}
+    return {**_stable_diffusion_parts(), "controlnet": controlnet()}
+
+
+@cache
+def _xl_control_parts() -> Mapping[str, Any]:
+    return {**_xl_parts(), "controlnet": controlnet(**CONTROL_OF_XL)}
+
+
+@cache
+def _flux_control_parts() -> Mapping[str, Any]:
+    return {**_flux_parts(), "controlnet": flux_controlnet()}
 
 
 PARTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
@@ -254,6 +295,8 @@ PARTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
     "StableDiffusionImg2ImgPipeline": _stable_diffusion_parts,
     "StableDiffusionInpaintPipeline": _stable_diffusion_parts,
     "StableDiffusionControlNetPipeline": _control_parts,
+    "StableDiffusionXLControlNetPipeline": _xl_control_parts,
+    "FluxControlNetPipeline": _flux_control_parts,
     "StableDiffusionXLPipeline": _xl_parts,
     "StableDiffusionXLImg2ImgPipeline": _xl_parts,
     "StableDiffusion3Pipeline": _sd3_parts,

@@ -6,18 +6,43 @@ them with different values are refused.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.api._control import ControlFields, read
 from app.domain.errors import InvalidRequest
+from app.domain.lora import MAX_SCALE, NAME, Lora
 from app.domain.request import Arguments, Priority, Terms
 
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _DAY = 86_400.0
 Seconds = Annotated[float, Field(ge=1.0, le=_DAY, allow_inf_nan=False)]
 _SIZE = re.compile(r"([0-9]{1,5})[xX*]([0-9]{1,5})")
+
+
+def _listed(given: Any) -> Any:
+    """In a form, the list is JSON in text; one object stands for a list of it."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError) as error:
+            raise ValueError('not JSON, such as [{"name": "snow", "scale": 0.8}]') from error
+    return [given] if isinstance(given, dict) else given
+
+
+class LoraField(BaseModel):
+    """A LoRA by its name in `GET /loras`, and how strongly it acts."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    scale: Annotated[float, Field(ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False)] = 1.0
+
+
+LoraFields = Annotated[list[LoraField], BeforeValidator(_listed)]
 
 
 class PictureFields(BaseModel):
@@ -33,6 +58,7 @@ class PictureFields(BaseModel):
         "strength": ("denoising_strength",),
         "preset": ("quality_preset",),
         "upscale": ("scale",),
+        "loras": ("lora",),
     }
 
     prompt: str
@@ -66,6 +92,9 @@ class PictureFields(BaseModel):
     upscale: int | None = None
     scale: int | None = None
     upscaler: str | None = None
+    control: Annotated[ControlFields | None, BeforeValidator(read)] = None
+    loras: LoraFields | None = None
+    lora: LoraFields | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
     priority: Priority | None = None
     deadline: Seconds | None = None
@@ -100,7 +129,7 @@ class PictureFields(BaseModel):
     def to_arguments(self) -> Arguments:
         """The same in diffusers' names. Raises InvalidRequest."""
         width, height = self._sides()
-        return Arguments(
+        given = Arguments(
             prompt=self.prompt,
             model=self.model,
             n=self.n,
@@ -120,6 +149,7 @@ class PictureFields(BaseModel):
             upscale=self._one_of("upscale"),
             upscaler=self.upscaler,
             styles=(self.style,) if self.style else (),
+            loras=tuple(Lora(one.name, one.scale) for one in self._one_of("loras") or ()),
             webhook=self.webhook,
             terms=Terms(
                 priority=self.priority or "interactive",
@@ -127,15 +157,17 @@ class PictureFields(BaseModel):
                 timeout=self.timeout,
             ),
         )
+        return self.control.onto(given) if self.control else given
 
     def _one_of(self, name: str) -> Any:
         names = (name, *self.ALIASES[name])
         given = {alias: value for alias in names if (value := getattr(self, alias)) is not None}
-        if len(set(given.values())) > 1:
+        first, *others = given.values() or (None,)
+        if any(other != first for other in others):
             raise InvalidRequest(
                 f"{' and '.join(given)} mean the same and have different values.", param=name
             )
-        return next(iter(given.values()), None)
+        return first
 
     def _sides(self) -> tuple[int | None, int | None]:
         """Width and height; given on their own they go before `size`."""

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 STATUS: dict[str, int] = {
     errors.InvalidRequest.code: 400,
     errors.UnknownModel.code: 404,
+    errors.UnknownLora.code: 404,
     errors.NotFound.code: 404,
     errors.ModelInUse.code: 400,  # 409 would make SDKs try again
     errors.KeyReused.code: 422,  # 409 would make SDKs try again
@@ -49,6 +50,7 @@ STATUS: dict[str, int] = {
     errors.InvalidOutput.code: 500,
     errors.OutOfMemory.code: 503,
     errors.ModelUnavailable.code: 500,
+    errors.ModelNotFetched.code: 503,
     errors.WorkerCrashed.code: 500,
     errors.TimedOut.code: 504,
     errors.DeadlineExceeded.code: 504,
@@ -149,11 +151,12 @@ def _answer(
 
 def _on_easel_error(_: Request[Any, Any, Any], error: errors.EaselError) -> Response[Any]:
     headers: dict[str, str] = {}
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.Unavailable | errors.ModelNotFetched):
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, errors.NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, errors.GenerationFailed | errors.QuotaSpent):
+    spent = isinstance(error, errors.GenerationFailed | errors.QuotaSpent)
+    if spent and not isinstance(error, errors.ModelNotFetched):
         headers["x-should-retry"] = "false"  # OpenAI's SDKs would draw it twice more
     return _answer(STATUS.get(error.code, 500), envelope_of(error), headers)
 
@@ -277,7 +280,10 @@ def error_in(event: Failed | Expired | JobCancelled) -> errors.EaselError:
 def error_of(job: Job) -> errors.EaselError | None:
     """What an ended job ended with, if not well."""
     if job.status in ("failed", "expired"):
-        return errors.error_from(job.error_code or "", job.error_message or "", job.error_param)
+        error = errors.error_from(job.error_code or "", job.error_message or "", job.error_param)
+        if isinstance(error, errors.ModelNotFetched):
+            error.retry_after = job.error_retry_after or error.retry_after
+        return error
     return errors.Cancelled("The job was cancelled.") if job.status == "cancelled" else None
 
 

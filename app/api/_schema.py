@@ -202,11 +202,27 @@ class BodySchemas(OpenAPISchemaPlugin):
     def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
         registry = schema_creator.schema_registry
         kept: Schema = registry.get_schema_for_field_definition(field_definition)
-        told = _schema(field_definition.annotation.model_json_schema())
+        told = _schema(_told(field_definition.annotation))
         for field in fields(Schema):
             setattr(kept, field.name, getattr(told, field.name))
         kept.title = field_definition.annotation.__name__
         return registry.get_reference_for_field_definition(field_definition) or kept
+
+
+def _told(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of a body, with what it refers to in its place."""
+    whole = kind.model_json_schema()
+    known = whole.pop("$defs", {})
+
+    def inlined(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return inlined(known[node["$ref"].rpartition("/")[2]])
+            return {key: inlined(value) for key, value in node.items()}
+        return [inlined(value) for value in node] if isinstance(node, list) else node
+
+    told: dict[str, Any] = inlined(whole)
+    return told
 
 
 def _schema(given: dict[str, Any]) -> Schema:
@@ -229,13 +245,16 @@ _SAME_NAMES = {"default", "description", "enum", "maximum", "minimum", "pattern"
 
 def _form(kind: type[BaseModel]) -> RequestBody:
     """A multipart body: the fields of `kind` as text, one picture, and a mask perhaps."""
-    given = kind.model_json_schema()
+    given = _told(kind)
     properties: dict[str, Reference | Schema] = {
         name: _field(field) for name, field in given["properties"].items()
     }
     properties["image"] = _text("A PNG, JPEG or WebP; also as `image[]`.", format="binary")
     properties["mask"] = _text(
         "A picture; where its alpha is 0, it is drawn anew.", format="binary"
+    )
+    properties["control_image"] = _text(
+        "The picture of `control`, if it is not in there.", format="binary"
     )
     schema = Schema(
         type=OpenAPIType.OBJECT,
@@ -245,7 +264,8 @@ def _form(kind: type[BaseModel]) -> RequestBody:
         required=[*given.get("required", ()), "image"],
     )
     picture = Encoding(content_type="image/png, image/jpeg, image/webp")
-    media = OpenAPIMediaType(schema, encoding={"image": picture, "mask": picture})
+    files = ("image", "mask", "control_image")
+    media = OpenAPIMediaType(schema, encoding=dict.fromkeys(files, picture))
     return RequestBody({"multipart/form-data": media}, required=True)
 
 

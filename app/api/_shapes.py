@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from app.api._lora_shapes import LoraNamed
+
 
 class ErrorBody(msgspec.Struct):
     """`type` is OpenAI's, `code` is stable, `param` names the field at fault."""
@@ -110,15 +112,6 @@ class ModelList(msgspec.Struct):
     data: list[ModelShown]
 
 
-class StyleShown(msgspec.Struct):
-    id: str
-    title: str
-    aliases: list[str]
-    prefix: str
-    suffix: str
-    negative: str
-
-
 class UpscalerShown(msgspec.Struct):
     id: str
     scales: list[int]
@@ -126,10 +119,6 @@ class UpscalerShown(msgspec.Struct):
 
 class UpscalerList(msgspec.Struct):
     upscalers: list[UpscalerShown]
-
-
-class StyleList(msgspec.Struct):
-    styles: list[StyleShown]
 
 
 FilesState = Literal["bundled", "on_disk", "not_downloaded", "downloading", "unavailable"]
@@ -202,6 +191,7 @@ class JobShown(msgspec.Struct):
     guidance_scale: float
     sampler: str
     style: str
+    loras: list[LoraNamed]
     seed: int
     progress: float
     fraction: float

@@ -18,12 +18,14 @@ from litestar import Request, Router, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, JSONBody
 from msgspec.structs import replace
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from app.api._access import caller_of as caller_of_route
 from app.api._access import credential
+from app.api._control import ControlFields
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, events_of, require_json, wait_for
+from app.api._lora_shapes import WebUiLora
 from app.api._models import at_hand
 from app.api._owner import owner_of
 from app.api._pictures import from_base64, to_base64, upright_size, without_alpha
@@ -38,7 +40,7 @@ from app.api._shapes import (
     WebUiScheduler,
     WebUiStyle,
 )
-from app.domain import picture_facts, samplers
+from app.domain import lora, picture_facts, samplers
 from app.domain.errors import InvalidRequest
 from app.domain.events import Progressed
 from app.domain.job import Job
@@ -48,6 +50,8 @@ from app.service import ImageService
 
 _PREVIEWS = 3
 """Unfinished pictures of each image, for `current_image`."""
+
+_SCRIPTS = "alwayson_scripts"
 
 AnyRequest = Request[Any, Any, Any]
 Json = dict[str, Any]
@@ -132,14 +136,20 @@ class TextBody(PictureFields):
     sampler_index: str | None = None
     override_settings: Json | None = None
     styles: list[str] | None = None
+    alwayson_scripts: Json | None = None
 
     def arguments_at(self, console: Console) -> Arguments:
         """The same in diffusers' names, with the checkpoint as model if no other is named."""
         named = (self.override_settings or {}).get("sd_model_checkpoint")
         card = console.service.model(str(named or self.model or console.checkpoint.id))
         given = self.to_arguments()
+        if (control := _control(self.alwayson_scripts or {})) is not None:
+            given = control.onto(given)
+        prompt, tagged = lora.out_of_prompt(given.prompt)
         return replace(
             given,
+            prompt=prompt,
+            loras=(*given.loras, *(one for one in tagged if console.service.loras.knows(one.name))),
             styles=(*given.styles, *filter(console.service.styles.knows, self.styles or ())),
             model=card.id,
             n=(self.batch_size or 1) * (self.n_iter or 1),
@@ -154,6 +164,37 @@ class TextBody(PictureFields):
         name = samplers.normalise(given or card.defaults.sampler)
         scheduled = f"{name}_{samplers.normalise(self.scheduler or '')}"
         return scheduled if scheduled in card.samplers else given
+
+
+def _control(scripts: Json) -> ControlFields | None:
+    """What the ControlNet extension is asked for: one unit, and a picture that is ready-made.
+
+    Raises InvalidRequest.
+    """
+    try:
+        asked = [script for name, script in scripts.items() if name.lower() == "controlnet"]
+        script: Json = asked[0] if asked else {}
+        units = [unit for unit in script.get("args", []) if unit.get("enabled", True)]
+        if not units:
+            return None
+        if len(units) > 1:
+            raise InvalidRequest("Only one ControlNet unit at a time.", param=_SCRIPTS)
+        (unit,) = units
+        if str(unit.get("module") or "none").lower() != "none":
+            raise InvalidRequest(
+                "No picture is prepared here: send it ready-made, with module none.", param=_SCRIPTS
+            )
+        return ControlFields(
+            model=unit.get("model"),
+            image=unit.get("image") or unit.get("input_image"),
+            controlnet_conditioning_scale=unit.get("weight"),
+            control_guidance_start=unit.get("guidance_start"),
+            control_guidance_end=unit.get("guidance_end"),
+        )
+    except (AttributeError, TypeError, ValidationError) as error:
+        raise InvalidRequest(
+            "The controlnet script wants args: a list with one object.", param=_SCRIPTS
+        ) from error
 
 
 class PictureBody(TextBody):
@@ -216,6 +257,13 @@ async def prompt_styles(console: AtConsole) -> list[Json]:
         {"name": name, "prompt": style.around("{prompt}"), "negative_prompt": style.negative}
         for name, style in console.service.styles.items()
     ]
+
+
+@get("/loras", **answers(list[WebUiLora], access="any"))
+async def list_loras(console: AtConsole) -> list[Json]:
+    """Those that a prompt may name; where they lie is not told."""
+    names = await asyncio.to_thread(console.service.loras.names)
+    return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
 
 
 @get("/schedulers", **answers(list[WebUiScheduler], access="any"))
@@ -283,10 +331,11 @@ async def interrupt(request: AnyRequest, console: AtConsole) -> dict[str, str]:
 
 def door(console: Console, max_upload: int) -> Router:
     """All routes, around one console; a body with pictures may have `max_upload` bytes."""
-    uploads = Router("/", route_handlers=[img2img], request_max_body_size=max_upload)
-    listed = [options, set_options, sd_models, list_samplers, schedulers, prompt_styles]
+    drawing = [txt2img, img2img]
+    uploads = Router("/", route_handlers=drawing, request_max_body_size=max_upload)
+    listed = [options, set_options, sd_models, list_samplers, schedulers, prompt_styles, list_loras]
     given = {"console": Provide(lambda: console, sync_to_thread=False)}
-    rest = Router("/", route_handlers=[*listed, txt2img, progress, interrupt])
+    rest = Router("/", route_handlers=[*listed, progress, interrupt])
     return Router("/sdapi/v1", route_handlers=[rest, uploads], dependencies=given)
 
 

@@ -367,6 +367,7 @@ def shown(job: Job) -> dict[str, Any]:
         "guidance_scale": request.guidance_scale,
         "sampler": request.sampler,
         "style": request.style,
+        "loras": [{"name": one.name, "scale": one.scale} for one in request.loras],
         "seed": request.seed,
         "progress": job.progress,
         "fraction": job.fraction,

@@ -1,5 +1,7 @@
 """The files of models: which are here, which are on their way; fetch them, remove them.
 
+Control networks have such files, too.
+
 Ids may hold a slash, as such or as %2F.
 """
 
@@ -42,7 +44,7 @@ async def status(
     model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
 ) -> dict[str, Any]:
     """How the files of a model stand, each of them while they are fetched."""
-    return files_shown(service, _card(service, owner, model_id))
+    return files_shown(service, _files(service, owner, model_id))
 
 
 @post(
@@ -52,7 +54,7 @@ async def pull(
     model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
 ) -> dict[str, Any]:
     """Fetch what is missing of a model, and go on until all of it is here. Answers at once."""
-    card = _card(service, owner, model_id)
+    card = _files(service, owner, model_id)
     service.shelf.pull(card.id)
     return files_shown(service, card)
 
@@ -62,12 +64,18 @@ async def remove(
     model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
 ) -> dict[str, int]:
     """Remove the files that were fetched for a model, but for those that others need."""
-    card = _card(service, owner, model_id)
+    card = _files(service, owner, model_id)
     return {"freed": await asyncio.to_thread(service.shelf.remove, card.id)}
 
 
 def _card(service: ImageService, owner: str, model_id: str) -> ModelCard:
     return service.model(f"{owner}/{model_id}" if owner else model_id)
+
+
+def _files(service: ImageService, owner: str, model_id: str) -> ModelCard:
+    """The same, or the control network of this id."""
+    control = None if owner else service.controls.get(model_id)
+    return control.files if control else _card(service, owner, model_id)
 
 
 def _both(service: ImageService, card: ModelCard) -> dict[str, Any]:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from litestar import get
 from litestar.di import NamedDependency
 
 from app.api._schema import answers
-from app.api._shapes import StyleList
 from app.service import ImageService
+
+
+class StyleShown(msgspec.Struct):
+    id: str
+    title: str
+    aliases: list[str]
+    prefix: str
+    suffix: str
+    negative: str
+
+
+class StyleList(msgspec.Struct):
+    styles: list[StyleShown]
 
 
 @get("/styles", **answers(StyleList, access="any"))

@@ -1,15 +1,29 @@
-"""Easel in the shell: serve, generate, inspect, stats, keys, models, styles, bench, nginx."""
+"""Easel in the shell: drawing, serving, and looking after what is drawn with."""
 
 from __future__ import annotations
 
-from app.cli import drawing, history, keys, measuring, models, planning, proxying, serving, styles
+from app.cli import (
+    controls,
+    drawing,
+    history,
+    keys,
+    loras,
+    measuring,
+    models,
+    planning,
+    proxying,
+    serving,
+    styles,
+)
 from app.cli._shell import shell, stop
 from app.settings import ConfigurationError
 
 __all__ = [
+    "controls",
     "drawing",
     "history",
     "keys",
+    "loras",
     "main",
     "measuring",
     "models",

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from app.cli._shell import console, errors_told, read_file, shell, shown, stop
 from app.domain.errors import InvalidRequest, error_from
 from app.domain.events import Failed, Progressed, Queued
+from app.domain.lora import of_text
 from app.domain.request import Arguments
 from app.service import ImageService
 from app.settings import load_settings
@@ -42,8 +43,19 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="0 keeps the picture, 1 none of it.")
     ] = None,
+    control: Annotated[str | None, typer.Option(help="One of `easel controls`.")] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(help="A picture made for it: edges, depth …")
+    ] = None,
+    control_scale: Annotated[float | None, typer.Option(help="How much it counts.")] = None,
+    upscale: Annotated[int | None, typer.Option(help="2 or 4: so many times as large.")] = None,
+    upscaler: Annotated[str | None, typer.Option(help="By what; lanczos if not given.")] = None,
     style: Annotated[
         list[str] | None, typer.Option(help="One of `easel styles`; may be given again.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME:SCALE of `easel loras`; may be given again."),
     ] = None,
     metadata: Annotated[
         bool | None, typer.Option(help="Whether the picture tells how it was drawn.")
@@ -64,11 +76,17 @@ def generate(
         strength=strength,
         image=read_file(image),
         mask_image=read_file(mask),
+        control=control,
+        control_image=read_file(control_image),
+        controlnet_conditioning_scale=control_scale,
+        upscale=upscale,
+        upscaler=upscaler,
         styles=tuple(style or ()),
         metadata=metadata,
         output_format=output.suffix.removeprefix(".") or None,
     )
     with errors_told():
+        arguments = msgspec.structs.replace(arguments, loras=tuple(map(of_text, lora or ())))
         asyncio.run(_generate(arguments, output))
 
 
@@ -85,7 +103,12 @@ async def _generate(arguments: Arguments, output: Path) -> None:
         except StoreRefused:  # a server that runs has it; then nothing of this is kept
             await gateway.close()
             settings = settings.model_copy(
-                update={"data_dir": Path(folder), "database": "", "pictures": ""}
+                update={
+                    "data_dir": Path(folder),
+                    "loras_dir": settings.loras_dir or settings.data_dir / "loras",
+                    "database": "",
+                    "pictures": "",
+                }
             )
             gateway = build(settings, InProcessPool(settings.device_names()[:1]))
             await gateway.start(resume=False)

@@ -30,7 +30,7 @@ from app.domain.model_card import ModelCard
 from app.main import open_shelf
 from app.model_files.shelf import ModelShelf
 from app.model_files.state import ModelFiles
-from app.settings import load_cards, load_settings
+from app.settings import load_cards, load_controls, load_settings
 
 models = typer.Typer(help="List models, fetch their files, remove them.")
 shell.add_typer(models, name="models")
@@ -47,7 +47,7 @@ def list_models(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the models that have a card, and where their files are."""
+    """List the models and control networks that have a card, and where their files are."""
     if context.invoked_subcommand is not None:
         return
     cards, shelf = _shelf()
@@ -82,13 +82,13 @@ def pull(name: str, server: Server = None) -> None:
         if server is not None:
             model = _path(name)
             _ask(server, "POST", f"{model}/pull")
-            _watch(lambda: _state(_ask(server, "GET", f"{model}/status")))
+            watch(lambda: _state(_ask(server, "GET", f"{model}/status")))
             return
         cards, shelf = _shelf()
         model = _known(cards, name)
         shelf.pull(model)
         try:
-            _watch(lambda: shelf.state(model))
+            watch(lambda: shelf.state(model))
         finally:
             shelf.close()
 
@@ -105,7 +105,7 @@ def rm(name: str, server: Server = None) -> None:
     print(f"{freed / 1e9:.1f} GB are free now")
 
 
-def _watch(look: Callable[[], ModelFiles]) -> None:
+def watch(look: Callable[[], ModelFiles]) -> None:
     """Show how a download goes, file by file, until its end; stop with 1 if that is no good one."""
     columns = (
         TextColumn("{task.description}"),
@@ -137,7 +137,9 @@ def _watch(look: Callable[[], ModelFiles]) -> None:
 def _shelf() -> tuple[dict[str, ModelCard], ModelShelf]:
     logging.basicConfig(level=logging.ERROR)
     settings = load_settings()
-    cards = load_cards(settings.models_dir)
+    controls = load_controls(settings.controls_dir)
+    others = {name: card.files for name, card in controls.items()}
+    cards = {**load_cards(settings.models_dir), **others}
     return cards, open_shelf(settings, cards)
 
 

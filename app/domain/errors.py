@@ -3,6 +3,7 @@
     EaselError
     ├── InvalidRequest       the client can mend it: a value, a limit, a name
     │   ├── UnknownModel         no card answers to this id
+    │   ├── UnknownLora          no LoRA has this name
     │   ├── ModelInUse           its files cannot go now
     │   ├── KeyReused            an idempotency key that stands for another request
     │   └── NotFound             no such job or picture
@@ -20,6 +21,7 @@
     │   ├── InvalidOutput        the model produced NaN or infinity
     │   ├── OutOfMemory          the device has no room for this request
     │   ├── ModelUnavailable     the weights are missing, damaged or of a kind we refuse
+    │   │   └── ModelNotFetched      they could not be fetched just now; carries seconds, too
     │   ├── WorkerCrashed        the process that drew it died, twice
     │   ├── TimedOut             drawing took longer than the server allows
     │   └── DeadlineExceeded     it was not finished when its client said it must be
@@ -53,6 +55,10 @@ class InvalidRequest(EaselError):
 
 class UnknownModel(InvalidRequest):
     code = "model_not_found"
+
+
+class UnknownLora(InvalidRequest):
+    code = "lora_not_found"
 
 
 class ModelInUse(InvalidRequest):
@@ -131,6 +137,13 @@ class OutOfMemory(GenerationFailed):
 
 class ModelUnavailable(GenerationFailed):
     code = "model_unavailable"
+
+
+class ModelNotFetched(ModelUnavailable):
+    """What kept the files away may be over soon; `retry_after` is in seconds, 1 to 59."""
+
+    code = "model_not_fetched"
+    retry_after: int = 5
 
 
 class WorkerCrashed(GenerationFailed):

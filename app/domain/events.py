@@ -130,11 +130,13 @@ class Succeeded(Event, frozen=True, tag="succeeded"):
 
 
 class Failed(Event, frozen=True, tag="failed"):
-    """`code` is one of `domain.errors`, `message` a sentence for the client, `param` a field's name."""
+    """`code` is one of `domain.errors`, `message` a sentence for the client, `param` a field's name,
+    `retry_after` seconds after which it may be asked again."""
 
     code: str
     message: str
     param: str | None = None
+    retry_after: int | None = None
 
 
 class JobCancelled(Event, frozen=True, tag="cancelled"):

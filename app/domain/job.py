@@ -64,6 +64,7 @@ class Job(msgspec.Struct, kw_only=True):
     error_code: str | None = None
     error_message: str | None = None
     error_param: str | None = None
+    error_retry_after: int | None = None
 
     @classmethod
     def imagined(cls, request: GenerationRequest, owner: str, terms: Terms, now: float) -> Self:
@@ -111,7 +112,7 @@ class Job(msgspec.Struct, kw_only=True):
             case Failed():
                 self.status, self.eta_seconds = "failed", 0.0
                 self.error_code, self.error_message = event.code, event.message
-                self.error_param = event.param
+                self.error_param, self.error_retry_after = event.param, event.retry_after
             case Expired():
                 self.status, self.eta_seconds = "expired", 0.0
                 self.error_code, self.error_message = event.code, event.message

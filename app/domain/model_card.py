@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from app.domain import pipelines, samplers
+from app.domain import lora, pipelines, samplers
 from app.domain.errors import InvalidRequest
 from app.domain.model_source import HubSource, hub_source, is_single_file
 from app.domain.pipelines import Family, Pipeline, Task
@@ -135,7 +135,7 @@ class ModelCard(_Part):
     @model_validator(mode="after")
     def _sources_fit(self) -> Self:
         single = is_single_file(self.file or self.source)
-        if single and not self.base:
+        if single and not self.base and self.family != "lora":
             raise ValueError("a single file needs a base: where its configuration comes from")
         if self.base and not single:
             raise ValueError("base is for single files; source names a whole folder")
@@ -180,7 +180,8 @@ class ModelCard(_Part):
             "negative_prompt": not self.negative_prompt
             or not getattr(request, kind.negative) > kind.threshold,
             "guidance_scale": not kind.guided or "guidance_scale" in self.ignores,
-            "true_cfg_scale": kind.negative != "true_cfg_scale",
+            "true_cfg_scale": kind.negative != "true_cfg_scale"
+            or given.true_cfg_scale != request.true_cfg_scale,
             "strength": kind.tasks[request.task] == "all",
         }
         return [
@@ -255,6 +256,7 @@ class ModelCard(_Part):
             previews=within("previews", _or(given.previews, 0), 0, 10),
             metadata=_or(given.metadata, metadata),
             styled=given.styled,
+            loras=self._loras(given.loras),
             requested_model=given.requested_model,
             image=given.image,
             mask_image=given.mask_image,
@@ -284,6 +286,11 @@ class ModelCard(_Part):
                 param="model",
             )
         return task
+
+    def _loras(self, given: tuple[lora.Lora, ...]) -> tuple[lora.Lora, ...]:
+        if given and not self.kind.loras:
+            raise InvalidRequest(f"Model {self.id} takes no LoRAs.", param="loras")
+        return lora.checked(given)
 
     def _text(self, param: str, text: str, *, required: bool = False) -> str:
         if required and not text.strip():

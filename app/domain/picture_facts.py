@@ -13,6 +13,7 @@ import msgspec
 
 from app import __version__
 from app.domain import samplers
+from app.domain.lora import as_prompt
 from app.domain.request import GenerationRequest
 
 PARAMETERS = "parameters"
@@ -33,15 +34,18 @@ _OWN_NAMES = {
     "Style": "style",
     "Version": "software",
 }
-_HASH_SHOWN = 10
+_HASH_SHOWN, _LORA_HASH_SHOWN = 10, 12
+"""Digits, as many as A1111 shows."""
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What an engine knows beside the request: its weights, and libraries as "torch 2.13.0"."""
+    """What an engine knows beside the request: its weights, libraries as "torch 2.13.0", and of each
+    LoRA the name and the hash."""
 
     model_revision: str = ""
     model_hash: str = ""
     libraries: tuple[str, ...] = ()
+    loras: tuple[tuple[str, str], ...] = ()
 
 
 def about(request: GenerationRequest, seed: int, origin: Origin) -> dict[str, str]:
@@ -64,27 +68,47 @@ def about(request: GenerationRequest, seed: int, origin: Origin) -> dict[str, st
         "size": request.size,
         "task": request.task if edit else "",
         "strength": _number(request.strength) if edit else "",
+        **(_control(request) if request.control else {}),
         "preset": request.preset if request.preset != "exact" else "",
         "technique": request.technique,
         "style": request.style,
+        "loras": ", ".join(f"{one.name}:{_number(one.scale)}" for one in request.loras),
+        "lora_hashes": _hashes(origin),
         "software": ", ".join((f"easel {__version__}", *origin.libraries)),
-        PARAMETERS: parameters(request, seed, origin.model_hash),
+        PARAMETERS: parameters(request, seed, origin.model_hash, _hashes(origin)),
     }
     return {name: text for name, text in told.items() if text}
 
 
-def parameters(request: GenerationRequest, seed: int, model_hash: str = "") -> str:
-    """The same as A1111 writes it into its pictures."""
+def _control(request: GenerationRequest) -> dict[str, str]:
+    return {
+        "control": request.control,
+        "controlnet_conditioning_scale": _number(request.controlnet_conditioning_scale),
+        "control_guidance_start": _number(request.control_guidance_start),
+        "control_guidance_end": _number(request.control_guidance_end),
+    }
+
+
+def _hashes(origin: Origin) -> str:
+    return ", ".join(f"{name}: {digest[:_LORA_HASH_SHOWN]}" for name, digest in origin.loras)
+
+
+def parameters(
+    request: GenerationRequest, seed: int, model_hash: str = "", lora_hashes: str = ""
+) -> str:
+    """The same as A1111 writes it into its pictures. It has the LoRAs in the prompt."""
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     shown = f"Model hash: {model_hash[:_HASH_SHOWN]}, " if model_hash else ""
     edit = request.task != "text2image"
     strength = f", Denoising strength: {_number(request.strength)}" if edit else ""
     style = f", Style: {request.style}" if request.styled else ""
+    hashes = f', Lora hashes: "{lora_hashes}"' if lora_hashes else ""
+    loras = f" {as_prompt(request.loras)}" if request.loras else ""
     return (
-        f"{request.prompt}{negative}\nSteps: {request.num_inference_steps}, "
+        f"{request.prompt}{loras}{negative}\nSteps: {request.num_inference_steps}, "
         f"Sampler: {samplers.spelled(request.sampler)}, "
         f"CFG scale: {_number(request.guidance_scale)}, Seed: {seed}, Size: {request.size}, "
-        f"{shown}Model: {request.model}{strength}{style}, Version: Easel {__version__}"
+        f"{shown}Model: {request.model}{strength}{style}{hashes}, Version: Easel {__version__}"
     ).strip()
 
 

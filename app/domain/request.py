@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from app.domain import pipelines
+from app.domain.lora import Lora, lora_id
 from app.domain.pipelines import Family, Task
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -50,7 +51,8 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     """What a front door understood of a body, in diffusers' names. None means: not given.
 
     `effort` multiplies the model's default steps where no number of steps is given. `image_size` is
-    that of `image`, upright, in pixels: what is drawn takes it when no size is given. `styles` are
+    that of `image`, or else of `control_image`, upright, in pixels: what is drawn takes it when no
+    size is given. `control` is a control network, for which `control_image` is made. `styles` are
     to be put around the prompt, `styled` are in it already. `requested_model` is what was asked for
     where `model` is another.
     """
@@ -71,6 +73,11 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     image: bytes | None = None
     image_size: tuple[int, int] | None = None
     mask_image: bytes | None = None
+    control: str | None = None
+    control_image: bytes | None = None
+    controlnet_conditioning_scale: float | None = None
+    control_guidance_start: float | None = None
+    control_guidance_end: float | None = None
     output_format: str | None = None
     output_compression: int | None = None
     preset: str | None = None
@@ -78,6 +85,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bool | None = None
     styles: tuple[str, ...] = ()
     styled: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
     requested_model: str = ""
     upscale: int | None = None
     upscaler: str | None = None
@@ -93,10 +101,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     picture is to be painted anew. `output_compression` is the encoder quality, 0 to 100, for jpeg
     and webp. `pipeline` is the diffusers class that the model's folder names. `previews` is how many
     unfinished pictures are shown of each image, evenly spread. `metadata` is whether the pictures
-    tell how they were drawn. `styled` names the styles whose words are in the prompts.
+    tell how they were drawn. `styled` names the styles whose words are in the prompts. `loras` act in
+    their order.
     `requested_model` is the name that was asked for, where another model draws. Pictures become
     `upscale` times as large in the end, by `upscaler`; to "upscale" is to do only that, to `image`,
-    and then `width` and `height` are those of the end.
+    and then `width` and `height` are those of the end. The network `control` sees `control_image` and
+    has a say of `controlnet_conditioning_scale` in the steps between these shares of all of them.
     """
 
     model: str
@@ -122,18 +132,29 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     previews: int = 0
     metadata: bool = True
     styled: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
     requested_model: str = ""
     upscale: int = 1
     upscaler: str = ""
+    control: str = ""
+    controlnet_conditioning_scale: float = 1.0
+    control_guidance_start: float = 0.0
+    control_guidance_end: float = 1.0
     image: bytes | None = None
     mask_image: bytes | None = None
+    control_image: bytes | None = None
 
     def without_pictures(self) -> GenerationRequest:
         """The same, for history: input pictures can be large."""
-        return msgspec.structs.replace(self, image=None, mask_image=None)
+        return msgspec.structs.replace(self, image=None, mask_image=None, control_image=None)
 
     def with_pictures_of(self, other: GenerationRequest) -> GenerationRequest:
-        return msgspec.structs.replace(self, image=other.image, mask_image=other.mask_image)
+        return msgspec.structs.replace(
+            self,
+            image=other.image,
+            mask_image=other.mask_image,
+            control_image=other.control_image,
+        )
 
     @property
     def media_type(self) -> str:
@@ -157,6 +178,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         steps, parts = self.steps_per_image, self.previews + 1
         at = {steps * part // parts for part in range(1, parts)}
         return tuple(sorted(at - {0, steps}))
+
+    @property
+    def lora_ids(self) -> tuple[str, ...]:
+        """What the shelf of all models knows its LoRAs by."""
+        return tuple(lora_id(one.name) for one in self.loras)
 
     @property
     def size(self) -> str:

@@ -50,7 +50,11 @@ def enlarging(upscaler: Upscaler, given: Arguments, *, metadata: bool) -> Genera
 
     Raises InvalidRequest.
     """
+    if given.control or given.control_image is not None:
+        raise InvalidRequest("An upscaler takes no control.", param="control")
     scale = 2 if given.upscale is None else given.upscale
+    if given.loras:
+        raise InvalidRequest(f"Upscaler {upscaler.card.id} takes no LoRAs.", param="loras")
     if scale not in upscaler.scales:
         raise upscaler.wrong_scale()
     width, height = given.image_size or ((given.width or 0) // scale, (given.height or 0) // scale)

@@ -35,7 +35,7 @@ class Engine(Protocol):
 
     @property
     def memory(self) -> int:
-        """Bytes of the loaded weights."""
+        """Bytes of the loaded weights, with those of LoRAs."""
 
     def load(self, card: ModelCard, device: str) -> None:
         """Bring the weights to `device` ("cpu", "cuda", "mps" …).
@@ -55,6 +55,7 @@ class Engine(Protocol):
         Raises:
             Cancelled: `report` raised it; no decoding follows.
             InvalidOutput: the latents hold NaN or infinity.
+            InvalidRequest: a LoRA cannot be used with this model.
             OutOfMemory: the request does not fit; the engine stays usable.
         """
 
@@ -66,6 +67,27 @@ class Engine(Protocol):
 
     def unload(self) -> None:
         """Let go of the weights. The engine is not used again."""
+
+
+Generate = Callable[[GenerationRequest, Report, Sharing], None]
+"""`Engine.generate`."""
+
+
+@runtime_checkable
+class Controllable(Protocol):
+    """What an engine can beside whose pictures control networks have a say in."""
+
+    def listens_to(self, control: ModelCard) -> bool:
+        """Whether the network is loaded."""
+
+    def under(self, control: ModelCard) -> Generate:
+        """How to draw under the network, which is loaded if it is not.
+
+        Raises:
+            ModelUnavailable: its weights are missing, damaged, or not safetensors.
+            OutOfMemory: they do not fit.
+            InvalidRequest: it is made for another kind of model.
+        """
 
 
 @runtime_checkable

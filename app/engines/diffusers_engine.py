@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -14,15 +15,18 @@ from typing import Any
 import diffusers
 import torch
 
-from app.domain.errors import Cancelled, OutOfMemory
+from app.domain.errors import Cancelled, InvalidRequest, OutOfMemory
 from app.domain.events import ImageFinished, PhaseStarted, Waited
+from app.domain.lora import KEPT_BYTES
 from app.domain.memory_plan import NO_LIMIT, STAYS, Plan, Room
 from app.domain.model_card import ModelCard
 from app.domain.picture_facts import Origin, about
 from app.domain.pipelines import Task
 from app.domain.request import GenerationRequest
-from app.engines import forward_profile, image_codec, samplers
-from app.engines.base import ALONE, Report, Sharing
+from app.engines import control, forward_profile, image_codec, samplers
+from app.engines.adapters import PLAIN, Adapted, Adapters
+from app.engines.base import ALONE, Generate, Report, Sharing
+from app.engines.control import STEERINGS, Network, Networks
 from app.engines.fitting import bytes_needed, plan_for
 from app.engines.forward_batcher import ForwardBatcher
 from app.engines.forward_profile import FirstCall
@@ -39,7 +43,7 @@ from app.engines.step_gate import ImageGate
 from app.engines.techniques import Denoiser, Techniques
 from app.engines.turns import PartsInTurn, layers_in_turn
 from app.engines.turnstile import Turnstile
-from app.engines.weights import load_pipeline, sibling
+from app.engines.weights import dtype_for, load_network, load_pipeline, sibling
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +56,8 @@ _HASH_PATIENCE = 0.2
 class DiffusersEngine:
     """One loaded pipeline. Requests run in the callers' threads, each picture on its own view.
 
-    `recipes` are those of a family, by the class that a folder's index names.
+    `recipes` are those of a family, by the class that a folder's index names. LoRAs are kept within
+    `lora_room` bytes; `building` is held by whoever makes modules, in this engine or another.
     """
 
     def __init__(
@@ -60,16 +65,23 @@ class DiffusersEngine:
         recipes: Mapping[str, Recipe],
         turnstile: Turnstile | None = None,
         room: Room = NO_LIMIT,
+        *,
+        lora_room: int = KEPT_BYTES,
+        building: threading.Lock | None = None,
     ) -> None:
         self._recipes = recipes
         self._room = room
         self._plan: Plan | None = None
         self._turns: PartsInTurn | None = None
         self._turnstile = turnstile or Turnstile()
+        self._lora_room = lora_room
+        self._building = building or threading.Lock()
+        self._adapters: Adapters | None = None
         self._loaded: Any = None
         self._pipelines: dict[Task, Any] = {}
         self._denoisers: dict[str, Techniques] = {}
         self._prompts = PromptCache()
+        self._networks = Networks()
         self._device = "cpu"
         self._host_copy: HostCopy | None = None
 
@@ -80,7 +92,9 @@ class DiffusersEngine:
             for module in self._modules()
             for weight in (*module.parameters(), *module.buffers())
         }
-        return bytes_needed(self._plan, sum(weights.values()))
+        adapters = self._adapters.memory if self._adapters is not None else 0
+        weighed = bytes_needed(self._plan, sum(weights.values()))
+        return weighed + self._networks.memory + adapters
 
     @property
     def _in_turn(self) -> bool:
@@ -118,6 +132,9 @@ class DiffusersEngine:
             self._pipelines[task] = loaded if is_loaded else sibling(loaded, kind)
         if self._plan is not None and self._in_turn:
             self._offload(self._plan)
+        self._adapters = Adapters(
+            loaded, card, device, room=self._lora_room, building=self._building
+        )
         self._hash.known(wait=_HASH_PATIENCE)
 
     def _offload(self, plan: Plan) -> None:
@@ -131,15 +148,53 @@ class DiffusersEngine:
         else:
             layers_in_turn(parts, self._device)
 
+    def listens_to(self, control: ModelCard) -> bool:
+        return self._networks.get(control.id) is not None
+
+    def under(self, control: ModelCard) -> Generate:
+        network = self._networks.get(control.id) or self._network(control)
+        return partial(self._generate, network)
+
+    def _network(self, card: ModelCard) -> Network:
+        steering = STEERINGS[self._card.pipeline_name]
+        dtype = dtype_for(self._card, self._device)
+        part = load_network(card, steering.network, dtype, self._device)
+        denoiser = next(getattr(self._loaded, name) for name in self._denoisers)
+        control.check(card, part, denoiser, steering.shared)
+        network = Network(part, self._loaded, steering, self._card.tasks)
+        self._networks.add(card.id, network)
+        return network
+
     def generate(
         self, request: GenerationRequest, report: Report, sharing: Sharing = ALONE
     ) -> None:
+        self._generate(None, request, report, sharing)
+
+    def _generate(
+        self, network: Network | None, request: GenerationRequest, report: Report, sharing: Sharing
+    ) -> None:
         report(PhaseStarted("preparing"))
-        run = self._prepared(request, report, sharing)
+        adapted = self._adapted(request, report, sharing)
+        run = self._prepared(request, report, sharing, network=network, adapted=adapted)
         # Each picture by itself, with the seed that it would have alone; at the same time where
         # their steps may be shared, and else one after the other.
         at_once = 1 if request.preset == "strict" else sharing.batch
         side_by_side(partial(self._draw, run), request.n, at_once)
+
+    def _adapted(self, request: GenerationRequest, report: Report, sharing: Sharing) -> Adapted:
+        """The LoRAs of the request, in place. Raises InvalidRequest, OutOfMemory, and what `report`
+        raises."""
+        if self._adapters is None or not any(one.scale for one in request.loras):
+            return PLAIN
+        if self._in_turn and self._turns is None:
+            raise InvalidRequest(
+                f"Model {self._card.id} takes no LoRAs while its layers take turns on the device.",
+                param="loras",
+            )
+        check = partial(report, Waited())
+        with self._turnstile.rider(sharing, check) as rider:
+            rider.overlap = False  # nothing may be computing with what is copied
+            return self._adapters.take(request.loras, check, rider.do)
 
     def _prepared(
         self,
@@ -147,8 +202,11 @@ class DiffusersEngine:
         report: Report,
         sharing: Sharing,
         catching: Mapping[str, FirstCall] | None = None,
+        network: Network | None = None,
+        adapted: Adapted = PLAIN,
     ) -> _Run:
-        pipeline = self._pipelines[request.task]
+        steered = (network.pipelines if network else self._pipelines)[request.task]
+        pipeline = adapted.pipeline(steered)
         arguments = self._recipe.arguments(request)
         tokens = self._tokens(request.prompt)
         size = (request.width, request.height)
@@ -156,8 +214,10 @@ class DiffusersEngine:
             arguments["image"] = image_codec.decode_rgb(request.image, "image", size)
         if request.mask_image is not None:
             arguments["mask_image"] = image_codec.decode_mask(request.mask_image, size)
+        if network is not None:
+            arguments |= control.arguments(pipeline, request)
         gate = RunGate(report, request)
-        return _Run(request, report, sharing, pipeline, arguments, tokens, gate, catching)
+        return _Run(request, report, sharing, pipeline, arguments, tokens, gate, catching, adapted)
 
     def _tokens(self, prompt: str) -> int:
         """How long a prompt is. Folders may leave out what counts: the one for T5, or all."""
@@ -177,14 +237,13 @@ class DiffusersEngine:
             raise OutOfMemory("The device has no room for this request.")
         request = run.request
         seed = request.seed + index
-        image = image_codec.encode(pixels, request, about(request, seed, self._origin))
+        image = image_codec.encode(pixels, request, about(request, seed, self._origin(run)))
         small = image_codec.thumbnail(pixels)
         run.report(ImageFinished(index, image, seed, request.media_type, run.tokens, small))
 
-    @property
-    def _origin(self) -> Origin:
+    def _origin(self, run: _Run) -> Origin:
         revision = self._card.revision or commit_of(self._card.source)
-        return Origin(revision, self._hash.known(), _LIBRARIES)
+        return Origin(revision, self._hash.known(), _LIBRARIES, run.adapted.hashes)
 
     def _unless_full(
         self, run: _Run, index: int, sharing: Sharing, *, tiled: bool = False
@@ -210,7 +269,7 @@ class DiffusersEngine:
                 name: stack.enter_context(
                     one.denoiser(request.technique, strict=request.preset == "strict")
                 )
-                for name, one in self._denoisers.items()
+                for name, one in run.adapted.denoisers(self._denoisers).items()
             }
             gate = ImageGate(run.gate, request, index, rider)
             view = view_of(
@@ -221,8 +280,10 @@ class DiffusersEngine:
                 denoisers,
                 self._prompts,
                 layers=self._recipe.layers,
+                adapters=run.adapted.key,
                 tiled=tiled or (self._plan is not None and self._plan.tiled),
                 device=self._device if self._in_turn else "",
+                seed=seed,
             )
             if request.previews:
                 end = PredictedEnd(scheduler)
@@ -263,6 +324,9 @@ class DiffusersEngine:
     def park(self) -> None:
         """Keep the weights in host memory, off the device, until `unpark`. Nobody may be drawing."""
         self._prompts.clear()
+        self._networks.clear()  # quick to load again, and seldom needed by who comes next
+        if self._adapters is not None:
+            self._adapters.clear()
         if self._turns is not None:
             self._turns.send_away()
         elif not self._in_turn:
@@ -283,9 +347,10 @@ class DiffusersEngine:
     def unload(self) -> None:
         if self._turns is not None:
             self._turns.close()
-        self._host_copy = self._loaded = self._turns = None
+        self._host_copy = self._loaded = self._turns = self._adapters = None
         self._pipelines.clear()
         self._denoisers.clear()
+        self._networks.clear()
         self._prompts.clear()
         _let_go()
 
@@ -302,6 +367,7 @@ class _Run:
     tokens: int
     gate: RunGate
     catching: Mapping[str, FirstCall] | None
+    adapted: Adapted
 
 
 def _let_go() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -38,14 +38,17 @@ def view_of(
     prompts: PromptCache,
     *,
     layers: tuple[int, ...] = (),
+    adapters: Hashable = (),
     tiled: bool = False,
     device: str = "",
+    seed: int | None = None,
 ) -> Any:
     """A view of `pipeline` that steps with `scheduler`, passes through `gate` and works as `rider`.
 
     `denoisers` stand in for its parts of these names. `layers` of a language model are all that is
-    looked at, where there are any. `tiled` decodes in tiles, which takes less
-    memory and may leave faint seams.
+    looked at, where there are any. `adapters` tells which LoRAs are in the pipeline. `tiled` decodes in
+    tiles, which takes less memory and may leave faint seams. `seed` makes up for pipelines that encode
+    by chance.
     """
     view = object.__new__(type(pipeline))
     view.__dict__.update(pipeline.__dict__)
@@ -55,9 +58,9 @@ def view_of(
         if name in denoisers:
             view.__dict__[name] = _denoiser(denoisers[name], rider)
         elif name.startswith("text_encoder") and part is not None:
-            view.__dict__[name] = _encoder(part, rider, prompts, layers)
+            view.__dict__[name] = _encoder(part, rider, prompts, layers, adapters)
         elif name == "vae":
-            view.__dict__[name] = _autoencoder(part, rider, tiled=tiled)
+            view.__dict__[name] = _autoencoder(part, rider, tiled=tiled, seed=seed)
         elif isinstance(part, torch.nn.Module):
             view.__dict__[name] = StandIn(part, _alone(rider, part))
         if device and name in view.__dict__ and isinstance(part, torch.nn.Module):
@@ -109,11 +112,16 @@ def _one_by_one(calls: Sequence[Callable[[], Any]]) -> Sequence[Any]:
     return results
 
 
-def _encoder(part: Any, rider: Rider, prompts: PromptCache, layers: tuple[int, ...]) -> StandIn:
+def _encoder(
+    part: Any, rider: Rider, prompts: PromptCache, layers: tuple[int, ...], adapters: Hashable
+) -> StandIn:
     alone = _alone(rider, part)
 
     def encode(*args: Any, **kwargs: Any) -> Any:
-        return prompts.get(part, args, kwargs, lambda: _lean(alone(*args, **kwargs), layers))
+        def anew() -> Any:
+            return _lean(alone(*args, **kwargs), layers)
+
+        return prompts.get(part, args, kwargs, anew, adapters)
 
     return StandIn(part, encode)
 
@@ -138,12 +146,23 @@ class _Autoencoder(StandIn):
     again: in the middle of what other pictures do with it.
     """
 
-    def __init__(self, part: Any, rider: Rider) -> None:
+    def __init__(self, part: Any, rider: Rider, seed: int | None) -> None:
         super().__init__(part)
-        self._whole, self._rider = part, rider
+        self._whole, self._rider, self._seed = part, rider, seed
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
-        return _alone(self._rider, self._part.encode)(*args, **kwargs)
+        return self._foreseen(_alone(self._rider, self._part.encode)(*args, **kwargs))
+
+    def _foreseen(self, encoded: Any) -> Any:
+        """What is encoded, sampled by the picture's seed where the pipeline says nothing: that of
+        Stable Diffusion 3 under control takes the process's random numbers, never twice the same."""
+        spread = getattr(encoded, "latent_dist", None)
+        if spread is not None and self._seed is not None:
+            sample, seed = spread.sample, self._seed
+            spread.sample = lambda generator=None: sample(
+                torch.Generator("cpu").manual_seed(seed) if generator is None else generator
+            )
+        return encoded
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         return _alone(self._rider, self._part.decode)(*args, **kwargs)
@@ -159,12 +178,12 @@ class _Autoencoder(StandIn):
         return _alone(self._rider, lambda: copy.deepcopy(self._whole).to(dtype))()
 
 
-def _autoencoder(part: Any, rider: Rider, *, tiled: bool) -> StandIn:
+def _autoencoder(part: Any, rider: Rider, *, tiled: bool, seed: int | None) -> StandIn:
     if tiled:
         part = copy.copy(part)  # the same weights under other flags
         part.enable_tiling()
         _shrink_tiles(part)
-    return _Autoencoder(part, rider)
+    return _Autoencoder(part, rider, seed)
 
 
 def _shrink_tiles(vae: Any) -> None:

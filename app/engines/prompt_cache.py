@@ -27,17 +27,24 @@ class PromptCache:
         self._lock = threading.Lock()
 
     def get(
-        self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], encode: Callable[[], Any]
+        self,
+        encoder: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        encode: Callable[[], Any],
+        adapters: Hashable = (),
     ) -> Any:
         """The encoder's output for these arguments: the one kept, or else what `encode` returns.
 
-        The output is shared between requests: nobody may write to its tensors.
+        `adapters` tells what its adapters make of it, if it has any that stay as they are. The output
+        is shared between requests: nobody may write to its tensors.
         """
         # An adapter's share in the weights is changed in place, and by pipelines too.
         adapted = bool(getattr(encoder, "peft_config", None))
-        key = None if adapted else _key((id(encoder), args, kwargs))
-        if key is None:
+        asked = None if adapted and not adapters else _key((id(encoder), args, kwargs))
+        if asked is None:
             return encode()
+        key = (asked, adapters if adapted else ())
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -70,6 +70,9 @@ class _Bring:
     def __call__(self, part: nn.Module, args: tuple[Any, ...]) -> None:
         self._turns.bring(self._name)
 
+    def __deepcopy__(self, known: dict[int, Any]) -> _Bring:
+        return self
+
 
 def layers_in_turn(parts: Mapping[str, nn.Module], device: str) -> None:
     """Have each layer of these parts come to the device when it works, and on CUDA the next one while

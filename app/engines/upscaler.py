@@ -89,7 +89,8 @@ class Upscaler:
         about = picture_text.read(drawn.image).facts
         if about:
             about |= {"upscaler": self._id, "upscale": str(request.upscale)}
-            about[PARAMETERS] = parameters(request, drawn.seed, about.get("model_hash", ""))
+            hashes = (about.get("model_hash", ""), about.get("lora_hashes", ""))
+            about[PARAMETERS] = parameters(request, drawn.seed, *hashes)
         report(_finished(pixels, request, drawn.index, drawn.seed, about, drawn.prompt_tokens))
 
     def _enlarged(

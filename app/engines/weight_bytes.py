@@ -40,6 +40,8 @@ def weight_bytes(card: ModelCard, device: str) -> int:
     """
     floats = _BYTES[precision_for(card, device)]
     try:
+        if card.family == "control":
+            return sum(_file_bytes(path, floats) for path in _weight_files(Path(card.source)))
         if not is_single_file(card.source):
             return _folder_bytes(Path(card.source), floats)
         file, base = Path(card.source), Path(card.base)

@@ -14,12 +14,13 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
+from app.domain.control import PARAM
 from app.domain.errors import EaselError, ModelUnavailable, OutOfMemory
 from app.domain.model_card import ModelCard
 from app.domain.model_source import is_single_file
 from app.engines.single_file import load_single_file
 from app.engines.weight_bytes import precision_for
-from app.model_files.selection import variant_of
+from app.model_files.selection import CONFIG, variant_of
 
 # Progress bars are for notebooks.
 diffusers.utils.logging.disable_progress_bar()
@@ -78,6 +79,41 @@ def load_pipeline(
     return pipeline
 
 
+def load_network(card: ModelCard, kind: type[Any], dtype: torch.dtype, device: str) -> Any:
+    """The control network of class `kind` in the card's folder, on `device`.
+
+    Raises ModelUnavailable and OutOfMemory, as `load_pipeline` does, with the control as `param`.
+    """
+    folder, whole = Path(card.source), f"Control network {card.id}"
+    try:
+        _check_files(whole, folder)
+        if json.loads((folder / CONFIG).read_bytes()).get("_class_name") != kind.__name__:
+            raise ModelUnavailable(f"{whole} is not a {kind.__name__} but another kind.")
+        network, told = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **_variant([variant_of(_names(folder))]),
+        )
+        if told["missing_keys"]:
+            raise ModelUnavailable(
+                f"The weights of {whole[0].lower()}{whole[1:]} are not complete."
+            )
+        return network.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        text = f"The device has no room for the weights of control network {card.id}."
+        raise OutOfMemory(text, param=PARAM) from error
+    except EaselError as error:
+        error.param = PARAM
+        raise
+    except Exception as error:
+        # Loaders raise whatever their file formats raise (SafetensorError, OSError, KeyError …).
+        text = f"The weights of control network {card.id} cannot be loaded."
+        raise ModelUnavailable(text, param=PARAM) from error
+
+
 def sibling(pipeline: Any, kind: type[DiffusionPipeline]) -> Any:
     """The same components under another class: no weight is copied."""
     if any(getattr(part, "is_quantized", False) for part in pipeline.components.values()):
@@ -103,10 +139,14 @@ def _check_folder(card: ModelCard, folder: Path, kind: type[DiffusionPipeline]) 
         # transformers would make an empty tokenizer of an absent one, and the prompt would not act.
         if isinstance(source, list) and any(source) and not (folder / name).is_dir():
             raise ModelUnavailable(f"Model {card.id} lacks a part that its index names.")
+    _check_files(f"Model {card.id}", folder)
+
+
+def _check_files(whole: str, folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.suffix.lower() in (".py", ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
             raise ModelUnavailable(
-                f"Model {card.id} holds files that could run code; only safetensors are loaded."
+                f"{whole} holds files that could run code; only safetensors are loaded."
             )
 
 

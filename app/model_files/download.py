@@ -14,14 +14,13 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from app.domain.model_card import ModelCard
-from app.domain.model_source import HubSource
 from app.model_files import hub
 from app.model_files.cache import Cache
 from app.model_files.hub import RemoteFile
 from app.model_files.pace import Pace
-from app.model_files.places import places_of, weightless
+from app.model_files.places import Place, places_of, weightless
 from app.model_files.refusal import Refused, Stopped
-from app.model_files.selection import INDEX, parts_of, wanted
+from app.model_files.selection import CONFIG, INDEX, of_part, parts_of, wanted
 from app.model_files.state import FileState, ModelFiles
 
 T = TypeVar("T")
@@ -122,12 +121,7 @@ class Download:
         with ExitStack() as held:
             for repo in sorted({place.hub.repo for place in places if place.hub}):
                 held.enter_context(self._alone_in(repo))
-            files = [
-                file
-                for place in places
-                if place.hub is not None
-                for file in self._needed(place.hub, base=place.base)
-            ]
+            files = [file for place in places for file in self._needed(place)]
             with self._lock:
                 self._files = files
                 for file in files:
@@ -154,17 +148,23 @@ class Download:
         finally:
             lock.release()
 
-    def _needed(self, source: HubSource, *, base: bool) -> list[_File]:
+    def _needed(self, place: Place) -> list[_File]:
+        if (source := place.hub) is None:
+            return []
         listing = self._patiently(lambda: hub.list_files(source.repo, source.revision))
         by_name = {file.name: file for file in listing.files}
 
         def named(name: str) -> _File:
             if name not in by_name:
-                raise Refused(f"its repository has no {INDEX if name == INDEX else 'such file'}")
+                told = name if name in {INDEX, CONFIG} else "such file"
+                raise Refused(f"its repository has no {told}")
             return _File(source.repo, listing.commit, by_name[name])
 
         if source.file:
             files = [named(source.file)]
+        elif place.part:
+            top = of_part([name for name in by_name if "/" not in name])
+            files = [named(name) for name in sorted({CONFIG, *top})]
         else:
             index = named(INDEX)
             self._bring(index)
@@ -173,7 +173,7 @@ class Download:
                 parts = parts_of(path.read_bytes())
             except (OSError, ValueError) as error:
                 raise Refused("its model_index.json cannot be used") from error
-            without = weightless(parts) if base else ()
+            without = weightless(parts) if place.base else ()
             files = [named(name) for name in wanted(by_name, parts, without)]
         self._cache.remember(source.repo, source.revision, listing.commit)
         return files

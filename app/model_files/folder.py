@@ -6,7 +6,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from app.model_files import headers
-from app.model_files.selection import INDEX, parts_of, shard_index_of, shards_of, weights_of
+from app.model_files.selection import (
+    CONFIG,
+    INDEX,
+    parts_of,
+    shard_index_of,
+    shards_of,
+    weights_of,
+)
 
 
 def missing(folder: Path, without_weights: Collection[str] = ()) -> str:
@@ -33,6 +40,17 @@ def missing(folder: Path, without_weights: Collection[str] = ()) -> str:
         if weighs and (wrong := _wrong_weights(folder / part, files)):
             return f"its part {part} {wrong}"
     return ""
+
+
+def missing_part(folder: Path) -> str:
+    """The same of a folder that is one part alone, without an index."""
+    if not folder.is_dir():
+        return "its folder does not exist"
+    files = {path.name for path in folder.iterdir()}
+    if CONFIG not in files:
+        return f"its folder has no {CONFIG}"
+    wrong = _wrong_weights(folder, files)
+    return f"its folder {wrong}" if wrong else ""
 
 
 def _wrong_weights(part: Path, files: set[str]) -> str:

@@ -20,9 +20,18 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
     return _read(path)[0]
 
 
+def whole_header(path: Path, limit: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The tensors, and what the file says of itself beside, if all of that is at most `limit` bytes.
+
+    Raises OSError, ValueError.
+    """
+    tensors, _, told = _read(path, limit)
+    return tensors, {name: text for name, text in told.items() if isinstance(text, str)}
+
+
 def check(path: Path) -> None:
     """Raise ValueError if the file is not as long as its header says, or has none; and OSError."""
-    tensors, start = _read(path)
+    tensors, start, _ = _read(path)
     end = 0
     for tensor in tensors.values():
         try:
@@ -44,18 +53,24 @@ def elements(tensor: dict[str, Any]) -> int:
     return math.prod(shape)
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+def _read(
+    path: Path, limit: int = _MAX_HEADER
+) -> tuple[dict[str, dict[str, Any]], int, dict[str, Any]]:
     with path.open("rb") as file:
         lead = file.read(8)
         if len(lead) < 8:
             raise ValueError("no safetensors file")
         length = struct.unpack("<Q", lead)[0]
-        if length > _MAX_HEADER:
+        if length > limit:
             raise ValueError("no safetensors file")
-        found = json.loads(file.read(length))
+        try:
+            found = json.loads(file.read(length))
+        except RecursionError as error:
+            raise ValueError("no safetensors file") from error
     if not isinstance(found, dict):
         raise ValueError("no safetensors file")  # noqa: TRY004 - the file is wrong, not the caller
     tensors = {name: one for name, one in found.items() if name != "__metadata__"}
     if not all(isinstance(one, dict) for one in tensors.values()):
         raise ValueError("no safetensors file")
-    return tensors, 8 + length
+    told = found.get("__metadata__")
+    return tensors, 8 + length, told if isinstance(told, dict) else {}

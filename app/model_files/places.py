@@ -11,15 +11,17 @@ from app.domain.model_card import ModelCard
 from app.domain.model_source import HubSource, is_single_file
 from app.model_files import folder
 from app.model_files.cache import Cache
-from app.model_files.selection import DENOISERS, INDEX, parts_of, wanted
+from app.model_files.selection import DENOISERS, INDEX, of_part, parts_of, wanted
 
 
 class Place(msgspec.Struct, frozen=True):
-    """One source of a card. Of a `base` only that is needed which is not in the single file."""
+    """One source of a card. Of a `base` only that is needed which is not in the single file. A
+    `part` is one network by itself, in a folder without an index."""
 
     path: Path | None
     hub: HubSource | None
     base: bool = False
+    part: bool = False
 
     def here(self, cache: Cache) -> Path | None:
         """The folder or file, if it is known where it would lie; it need not be there."""
@@ -43,6 +45,8 @@ class Place(msgspec.Struct, frozen=True):
         try:
             if is_single_file(path.name):
                 return folder.wrong_file(path)
+            if self.part:
+                return folder.missing_part(path)
             return folder.missing(path, self.elsewhere(path))
         except OSError:
             return "its files cannot be read"
@@ -67,6 +71,8 @@ class Place(msgspec.Struct, frozen=True):
             return []
         if self.hub.file:
             return [self.hub.file] if path.exists() else []
+        if self.part:
+            return sorted(of_part({one.name for one in path.glob("*")}))
         try:
             parts = parts_of((path / INDEX).read_bytes())
         except (OSError, ValueError):
@@ -82,7 +88,8 @@ def weightless(parts: Collection[str]) -> Collection[str]:
 
 def places_of(card: ModelCard) -> Iterator[Place]:
     """The card's source, and the base of a single file."""
-    yield Place(None if card.hub else Path(card.source), card.hub)
+    path, part = None if card.hub else Path(card.source), card.family == "control"
+    yield Place(path, card.hub, part=part)
     if card.base:
         yield Place(None if card.hub_base else Path(card.base), card.hub_base, base=True)
 

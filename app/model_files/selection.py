@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
 FP16 = "fp16"
 
 _TEXTS = (".json", ".txt", ".model")

@@ -9,6 +9,7 @@ last of them is gone; what an administrator pulled comes to its end. No method w
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,7 +19,13 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from app.domain.errors import EaselError, InvalidRequest, ModelInUse, ModelUnavailable
+from app.domain.errors import (
+    EaselError,
+    InvalidRequest,
+    ModelInUse,
+    ModelNotFetched,
+    ModelUnavailable,
+)
 from app.domain.model_card import ModelCard
 from app.model_files import hub
 from app.model_files.cache import Cache, free_bytes
@@ -41,9 +48,12 @@ _LEFT_FREE = 500_000_000
 
 
 class _Failure(msgspec.Struct, frozen=True):
+    """`temporary` where waiting may help, without anybody doing something about it."""
+
     reason: str
     until: float
     pause: float
+    temporary: bool
 
 
 class _Standing(msgspec.Struct):
@@ -107,6 +117,17 @@ class ModelShelf:
                     self._look(standing)
             self._listed = tuple(cards)
 
+    def knows(self, model: str) -> bool:
+        return model in self._models
+
+    def add(self, card: ModelCard) -> None:
+        """Know one more, or one that is somewhere else now."""
+        with self._lock:
+            known = self._models.get(card.id)
+            if known is None or known.card != card:
+                self._models[card.id] = standing = _Standing(card)
+                self._look(standing)
+
     # -- how models stand --------------------------------------------------------------------------
 
     def local(self, model: str) -> ModelCard | None:
@@ -143,7 +164,13 @@ class ModelShelf:
     def refusal(self, model: str) -> ModelUnavailable:
         """Why the model cannot be waited for, where its files are neither here nor on their way."""
         absent = f"Model {model} is not on this server; it has to be pulled."
-        return ModelUnavailable(self.state(model).reason or absent)
+        with self._lock:
+            state, failure = self.state(model), self._models[model].failure
+        if failure is None or not failure.temporary:
+            return ModelUnavailable(state.reason or absent)
+        error = ModelNotFetched(failure.reason)
+        error.retry_after = min(59, max(1, math.ceil(state.retry_in or 0.0)))
+        return error
 
     @property
     def models(self) -> list[str]:
@@ -221,15 +248,17 @@ class ModelShelf:
             standing.download, standing.pulled = None, False
             if download.error is not None:
                 sentence = f"Model {download.card.id} cannot be fetched: {download.error.reason}."
-                standing.failure = self._failure(standing.failure, sentence)
+                standing.failure = self._failure(
+                    standing.failure, sentence, temporary=download.error.temporary
+                )
             elif not download.stopped:
                 standing.failure = None
                 self._usage.note(download.card.id)
 
     @staticmethod
-    def _failure(before: _Failure | None, reason: str) -> _Failure:
+    def _failure(before: _Failure | None, reason: str, *, temporary: bool = False) -> _Failure:
         pause = min(before.pause * 2, _LONGEST_PAUSE) if before else _FIRST_PAUSE
-        return _Failure(reason, time.monotonic() + pause, pause)
+        return _Failure(reason, time.monotonic() + pause, pause, temporary)
 
     # -- going -------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from app.domain.lora import Lora
+
 INTERACTIVE, BACKGROUND = 0, 1
 """Classes: the first number of a rank."""
 
@@ -28,7 +30,7 @@ class Standing(msgspec.Struct, kw_only=True):
     only where it is not held), before its `steps`, in them, and after them; nine of ten jobs take at
     most `spread` more. `pictures` of it take each step together; `cap` of all jobs' may. It lets jobs
     behind it pass for `patience` seconds. `memory` is bytes of its model. `alone` shares its slot with
-    nobody.
+    nobody, and pictures share forwards only where their `loras` are the same.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Standing(msgspec.Struct, kw_only=True):
     patience: float = 0.0
     memory: int = 0
     alone: bool = False
+    loras: tuple[Lora, ...] = ()
 
     @property
     def model(self) -> str:
@@ -64,7 +67,8 @@ class Standing(msgspec.Struct, kw_only=True):
 
     def alike(self, other: Standing) -> bool:
         """Whether the two share forwards. Classes never mix: the urgent do not pay for the others."""
-        return self.kind == other.kind and self.rank[0] == other.rank[0]
+        same = self.kind == other.kind and self.loras == other.loras
+        return same and self.rank[0] == other.rank[0]
 
 
 class Room(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Jobs whose model is not here yet: they wait outside of the queue until its files have come.
+"""Jobs whose model, control network or LoRAs are not here yet: they wait outside of the queue.
 
 What you can rely on: the queue and its forecasts know nothing of these jobs, so that other models'
 jobs go on; each job keeps its place by the time of its submission; progress stays within the phase
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from app.domain.control import PARAM
 from app.domain.errors import EaselError
 from app.job_board import JobBoard
 from app.model_files.shelf import ModelShelf
@@ -60,12 +61,13 @@ class Arrivals:
         return list(self._entries.values())
 
     def models(self) -> set[str]:
-        return {entry.card.id for entry in self.entries()}
+        return {name for entry in self.entries() for name in entry.needs}
 
     def add(self, entry: Entry) -> None:
         """Let the job wait; or admit it, or fail it, where that is clear at once."""
         self._entries[entry.job.id] = entry
-        self._shelf.want(entry.card.id, entry.job.id)
+        for name in entry.needs:
+            self._shelf.want(name, entry.job.id)
         self._look(entry)
 
     def drop(self, job_id: str) -> Entry | None:
@@ -73,7 +75,8 @@ class Arrivals:
         entry = self._entries.pop(job_id, None)
         self._told.pop(job_id, None)
         if entry is not None:
-            self._shelf.release(entry.card.id, job_id)
+            for name in entry.needs:
+                self._shelf.release(name, job_id)
         return entry
 
     async def run(self) -> None:
@@ -88,8 +91,9 @@ class Arrivals:
                     self._fail(entry, EaselError("The server made a mistake; its log says more."))
 
     def _look(self, entry: Entry) -> None:
-        model = entry.card.id
-        if (local := self._shelf.local(model)) is not None:
+        found = {name: self._shelf.local(name) for name in entry.needs}
+        model = next((name for name, card in found.items() if card is None), entry.card.id)
+        if (local := found[model]) is not None:
             entry.card, entry.standing = local, None
             self._admit(entry)  # before it is dropped: until then its files are kept
             self.drop(entry.job.id)
@@ -99,11 +103,13 @@ class Arrivals:
             self._shelf.want(model, entry.job.id)  # it was about to leave before
         elif files.state != "downloading":
             self.drop(entry.job.id)
-            self._fail(entry, self._shelf.refusal(model))
+            error = self._shelf.refusal(model)
+            error.param = None if model == entry.card.id else PARAM
+            self._fail(entry, error)
             return
-        self._tell(entry, files)
+        self._tell(entry, model, files)
 
-    def _tell(self, entry: Entry, files: ModelFiles) -> None:
+    def _tell(self, entry: Entry, model: str, files: ModelFiles) -> None:
         now = time.monotonic()
         last, done, total = self._told.get(entry.job.id, (0.0, -1, -1))
         news = (files.bytes_done, files.bytes_total) != (done, total)
@@ -112,7 +118,7 @@ class Arrivals:
         self._told[entry.job.id] = (now, files.bytes_done, files.bytes_total)
         share = files.bytes_done / files.bytes_total if files.bytes_total else 0.0
         seconds = _seconds(files) + self._outlooks(entry)[entry.job.id].end
-        message = _message(entry.card.id, files)
+        message = _message(model, files)
         self._board.publish(entry.job.id, entry.meter.fetch(share, seconds, message, now))
 
 

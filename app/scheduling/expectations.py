@@ -112,7 +112,8 @@ class Expectations:
     ) -> Standing:
         """A job of which nothing is done yet."""
         steps, n = request.steps_per_image, request.n
-        alike = (*kind_of(request), steps, n, request.preset, request.technique, device)
+        how = (request.preset, request.technique, request.control, request.loras)
+        alike = (*kind_of(request), steps, n, *how, device)
         if alike not in self._alike:
             phases = self.phases(request, device, loaded=False)
             before = phases["initializing"] + phases["preparing"]
@@ -161,6 +162,7 @@ class Expectations:
             after=left.after,
             spread=spread * min(1.0, rest / whole) if whole > 0.0 else spread,
             memory=self.memory(card, device),
+            loras=request.loras,
         )
 
     def _pictures(self, request: GenerationRequest, device: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from app.domain.control import PARAM
 from app.domain.errors import EaselError, ModelUnavailable, OutOfMemory
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest
@@ -20,8 +21,10 @@ class Fallback(msgspec.Struct):
     def after(self, error: EaselError, *, loading: bool) -> Choice | EaselError:
         """What to draw after a run has ended with `error`, or what the job fails with: where no model
         could be loaded, with the error of the one that was asked for. `loading` is whether the run
-        still waited for its model."""
+        still waited for its model. No other model helps where the control network is what fails."""
         if not loading or not isinstance(error, ModelUnavailable | OutOfMemory):
+            return error
+        if error.param == PARAM:
             return error
         self.first_error = self.first_error or error
         return self.choices.pop(0) if self.choices else self.first_error

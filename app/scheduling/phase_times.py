@@ -200,7 +200,7 @@ def _key(request: GenerationRequest, device: str, phase: Phase) -> Key:
         request.steps_per_image,
         device,
         phase,
-        request.technique,
+        request.technique or ("control" if request.control else ""),
     )
 
 

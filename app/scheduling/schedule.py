@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from app.domain.control import PARAM
+from app.domain.errors import EaselError
 from app.domain.job import Job
+from app.domain.lora import lora_id
 from app.domain.memory_plan import Room as Memory
 from app.domain.model_card import ModelCard
 from app.domain.progress import ProgressMeter
@@ -68,6 +71,16 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
     expiry: asyncio.TimerHandle | None = None
     ended: bool = False
     standing: Standing | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of all that must be here for it: its model, its control network, and its LoRAs."""
+        control = self.request.control
+        return self.card.id, *([control] if control else []), *self.request.lora_ids
+
+    def blamed(self, error: EaselError) -> str:
+        """Which of these it was that failed."""
+        return self.request.control if error.param == PARAM else self.card.id
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -145,16 +158,17 @@ class Schedule:
         local: Callable[[str], ModelCard | None],
     ) -> RunSpec:
         """What the slot is to run for a job that has started there."""
-        upscaler = entry.request.upscaler
+        upscaler, control = entry.request.upscaler, entry.request.control
         cap = self.expectations.cap(entry.request, device_kind(slot.device))
         return RunSpec(
             run_id=f"{entry.job.id}.{entry.attempt}",
             attempt=entry.attempt,
             epoch=slot.epoch,
             card=entry.card,
-            request=entry.request,
+            request=_located(entry.request, local),
             sharing=Sharing(rank=entry.rank, batch=cap),
             upscaler=local(upscaler) if upscaler else None,
+            control=local(control) if control else None,
             stall_s=stall_s,
         )
 
@@ -172,7 +186,7 @@ class Schedule:
         """Those that a job waits for or is drawn with, or that a slot holds. For any thread."""
         entries = [*list(self.waiting.values()), *list(self.running.values())]
         held = {name for slot in slots.values() for name in (*slot.models, *slot.parked)}
-        return held | {entry.card.id for entry in entries}
+        return held | {name for entry in entries for name in entry.needs}
 
     # -- who is next -------------------------------------------------------------------------------
 
@@ -339,3 +353,16 @@ def _memory_plan(guest: Entry, slots: Iterable[SlotInfo]) -> str | None:
 def _given(guest: Entry | None) -> Entry:
     assert guest is not None  # noqa: S101 - who is ordered either waits or is the guest
     return guest
+
+
+def _located(
+    request: GenerationRequest, local: Callable[[str], ModelCard | None]
+) -> GenerationRequest:
+    """The request as a worker needs it: with the files of its LoRAs."""
+    if not request.loras:
+        return request
+    cards = [(one, local(lora_id(one.name))) for one in request.loras]
+    found = tuple(
+        msgspec.structs.replace(one, file=card.source if card else "") for one, card in cards
+    )
+    return msgspec.structs.replace(request, loras=found)

@@ -30,7 +30,7 @@ from app.store.words import words_of
 PictureState = Literal["stored", "not_stored", "deleted"]
 
 _SECONDS_A_DAY = 86_400
-_INPUTS = ("image", "mask_image")
+_INPUTS = ("image", "mask_image", "control_image")
 _encode = msgspec.msgpack.Encoder().encode
 _job_of = msgspec.msgpack.Decoder(Job).decode
 _event_of = msgspec.msgpack.Decoder[JobEvent](JobEvent).decode

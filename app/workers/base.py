@@ -46,7 +46,8 @@ class SlotInfo(msgspec.Struct, frozen=True):
 
 class RunSpec(msgspec.Struct, frozen=True):
     """One dispatch. The run is lost when nothing is heard of it for `stall_s` seconds
-    (`load_stall_s` while its model is loading). `upscaler` enlarges what was drawn."""
+    (`load_stall_s` while its model is loading). `upscaler` enlarges what was drawn, `control` has a say
+    in it."""
 
     run_id: str
     attempt: int
@@ -55,6 +56,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     request: GenerationRequest
     sharing: Sharing = ALONE
     upscaler: ModelCard | None = None
+    control: ModelCard | None = None
     stall_s: float = 120.0
     load_stall_s: float = 1800.0
 

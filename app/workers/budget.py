@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from app.domain.lora import KEPT_BYTES
+
 AT_HOME = ("cpu", "mps")
 """Devices whose memory is the machine's own: there is nowhere to move weights to."""
 
@@ -23,7 +25,8 @@ class Budget(msgspec.Struct, frozen=True):
     """Limits as they were set. Sizes are bytes, and 0 is a share of what there is; `model_ttl` is
     seconds, `max_models` a number, and of both 0 is no limit.
 
-    `pinned` models stay, once loaded. `max_ram` is shared by all `workers` of a machine.
+    `pinned` models stay, once loaded. `max_ram` is shared by all `workers` of a machine. Each model
+    keeps LoRAs of up to `lora_memory` bytes.
     """
 
     max_vram: int = 0
@@ -32,6 +35,7 @@ class Budget(msgspec.Struct, frozen=True):
     pinned: tuple[str, ...] = ()
     model_ttl: float = 0.0
     workers: int = 1
+    lora_memory: int = KEPT_BYTES
 
     def room_on(self, device: str, memory: int) -> Room:
         """What this comes to on a device with `memory` bytes (0: not known, and then no limit)."""
@@ -42,8 +46,8 @@ class Budget(msgspec.Struct, frozen=True):
         copies = (self.max_ram or int(ram * _SHARE_FOR_COPIES)) // self.workers
         return Room(self.max_vram or int(memory * _SHARE), self.max_vram or memory, copies)
 
-    def refusal(self, model: str, size: int, pinned: Sequence[int], room: Room) -> str:
-        """Why a model of `size` bytes has no place beside those of the sizes `pinned`."""
+    def refusal(self, model: str, size: int, room: Room, pinned: Sequence[int]) -> str:
+        """Why there can be no room for a model of `size` bytes beside pinned ones of these."""
         if self.max_models and len(pinned) >= self.max_models:
             return f"Model {model} has no place beside the models that are to stay loaded."
         left = (room.shared if pinned else room.alone) - sum(pinned)

@@ -8,19 +8,21 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
-from app.domain.errors import Cancelled, EaselError, ModelUnavailable, OutOfMemory, error_from
+from app.domain.errors import Cancelled, EaselError, ModelUnavailable, OutOfMemory
 from app.domain.memory_plan import Room
 from app.domain.model_card import ModelCard
 from app.engines.base import Engine
 from app.engines.fitting import bytes_needed, plan_for
 from app.engines.weight_bytes import weight_bytes
 from app.workers.budget import AT_HOME, Budget, memory_of_machine
-from app.workers.resident import Failure, Parkable, Resident
+from app.workers.resident import Failure, Parkable, Resident, fresh, without
 from app.workers.wire import Held
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Make = Callable[[ModelCard], Engine]
 
 _LOOK_SECONDS = 0.05
@@ -48,6 +50,7 @@ class Residency:
         memory: int,
         make: Make,
         changed: Callable[[Held], None],
+        building: threading.Lock | None = None,
     ) -> None:
         self.room = budget.room_on(device, memory)
         self._device = device
@@ -60,8 +63,7 @@ class Residency:
         self._short: list[float] = []
         self._closed = False
         self._news = threading.Condition()
-        # Libraries build models under settings that hold for the whole process: one at a time.
-        self._building = threading.Lock()
+        self._building = building or threading.Lock()
         if budget.model_ttl:
             threading.Thread(target=self._send_idle_away, name="idle", daemon=True).start()
 
@@ -80,7 +82,7 @@ class Residency:
                 with self._news:
                     model = model or self._book(card, size, came)
                     if model is not None and model.failure is not None:
-                        raise _copy(model.failure)
+                        raise fresh(model.failure)
                     if model is not None and model.state == "here":
                         model.unwanted = False
                         self._models.move_to_end(card.id)
@@ -101,10 +103,10 @@ class Residency:
         with self._news:
             model.users -= 1
             model.idle_since = time.monotonic()
-            going = model.idle and model.unwanted
-            if going:
-                model.set_out()
-            self._news.notify_all()
+            if model.state == "here":
+                model.size = model.engine.memory or model.size  # with LoRAs that came
+            going = model.leaves()
+            self._tell()
         if going:
             self._send_away([model], for_good=True)
 
@@ -120,6 +122,21 @@ class Residency:
                 model.set_out()
         if going:
             self._send_away([model], for_good=True)
+
+    def grow(self, model: Resident, size: int, work: Callable[[], T]) -> T:
+        """Do `work`, which loads `size` more bytes for a model in use; idle ones go for them, as far as
+        that is needed. Raises OutOfMemory, and what `work` raises."""
+        with self._news:
+            going = self._victims(model.card, model.size + size) or []
+            for one in going:
+                one.set_out()
+        self._send_away(going)
+        with self._building:
+            done = work()
+        with self._news:
+            model.size = model.engine.memory or model.size
+            self._tell()
+        return done
 
     def clear(self) -> bool:
         """Have all idle models leave the device, but for the pinned; whether there were any."""
@@ -155,7 +172,7 @@ class Residency:
         if model is None or model.state == "parked":
             failure = self._failures.get(card.id)
             if failure is not None and time.monotonic() < failure.until:
-                raise _copy(failure.error)
+                raise fresh(failure.error)
             victims = self._victims(card, model.size if model else size)
             if victims is None:
                 if came not in self._short:
@@ -195,8 +212,8 @@ class Residency:
         ]
         pinned = [model for model in others if self._pinned(model)]
         if not self._fits(pinned, size):
-            sizes = [model.size for model in pinned]
-            raise OutOfMemory(self._budget.refusal(card.id, size, sizes, self.room))
+            taken = [model.size for model in pinned]
+            raise OutOfMemory(self._budget.refusal(card.id, size, self.room, taken))
         if self._fits(others, size):
             return []
         if any(model.state == "leaving" for model in others):
@@ -205,14 +222,14 @@ class Residency:
         for model in others:
             if model.idle and model not in pinned:
                 victims.append(model)
-                if self._fits(_without(others, victims), size):
+                if self._fits(without(others, victims), size):
                     break
         else:
             return None
         # A small one that was chosen before a large one may not be in the way after all.
         for model in sorted(victims, key=lambda one: one.size):
-            fewer = _without(victims, [model])
-            if self._fits(_without(others, fewer), size):
+            fewer = without(victims, [model])
+            if self._fits(without(others, fewer), size):
                 victims = fewer
         return victims
 
@@ -262,9 +279,7 @@ class Residency:
                 pause = min(before.pause * 2, _LONGEST_PAUSE) if before else _FIRST_PAUSE
                 until = time.monotonic() + pause
                 self._failures[model.card.id] = Failure(failure, until, pause)
-            going = model.idle and model.unwanted and failure is None
-            if going:
-                model.set_out()
+            going = model.leaves()
             self._tell()
         if going:
             self._send_away([model], for_good=True)
@@ -282,7 +297,7 @@ class Residency:
             return None
         except EaselError as error:
             _log.warning("model %s: %s", name, error.message, exc_info=error.__cause__)
-            failure = _copy(error)
+            failure = fresh(error)
         except MemoryError:
             failure = OutOfMemory(f"There is no room for the weights of model {name}.")
         except Exception:  # whatever a library raises
@@ -387,12 +402,3 @@ class Residency:
     def _due(self) -> list[Resident]:
         latest = time.monotonic() - self._budget.model_ttl
         return [model for model in self._lingering() if model.idle_since <= latest]
-
-
-def _without(models: list[Resident], some: list[Resident]) -> list[Resident]:
-    return [model for model in models if model not in some]
-
-
-def _copy(error: EaselError) -> EaselError:
-    """The same error without its traceback, which would keep what failed in memory."""
-    return error_from(error.code, error.message, error.param)

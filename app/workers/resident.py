@@ -6,7 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from app.domain.errors import EaselError
+from app.domain.errors import EaselError, error_from
 from app.domain.model_card import ModelCard
 from app.engines.base import Engine
 
@@ -60,9 +60,25 @@ class Resident:
         """It leaves from where it is."""
         self.state = "dropping" if self.state == "parked" else "leaving"
 
+    def leaves(self) -> bool:
+        """Whether nobody wants it any more, nor uses it; then it sets out."""
+        going = self.idle and self.unwanted
+        if going:
+            self.set_out()
+        return going
+
     @property
     def idle(self) -> bool:
         return self.state == "here" and not self.users
+
+
+def fresh(error: EaselError) -> EaselError:
+    """The same error without its traceback, which would keep what failed in memory."""
+    return error_from(error.code, error.message, error.param)
+
+
+def without(models: list[Resident], some: list[Resident]) -> list[Resident]:
+    return [model for model in models if model not in some]
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -97,9 +97,8 @@ class Worker:
             told = time.monotonic()
             self._send(Happened(spec.run_id, event))
 
-        outcome = _outcome(
-            lambda: self._host.run(spec.card, spec.request, report, spec.sharing, spec.upscaler)
-        )
+        what = (spec.card, spec.request, report, spec.sharing, spec.upscaler, spec.control)
+        outcome = _outcome(lambda: self._host.run(*what))
         with self._lock:
             self._live.discard(spec.run_id)
             self._cancelled.discard(spec.run_id)

@@ -16,6 +16,7 @@ from litestar.exceptions import HTTPException
 from msgspec.structs import replace
 from pydantic import Field, ValidationError, model_validator
 
+from app.api._control import IMAGE, gathered, with_picture
 from app.api._fields import PictureFields
 from app.api._pictures import checked, upright_size
 from app.domain.errors import InvalidRequest
@@ -92,8 +93,14 @@ class VariationBody(GenerationBody):
 class Upload:
     """A form, read: its text fields and its pictures, whatever order and names they came in."""
 
-    def __init__(self, texts: dict[str, str], images: list[bytes], mask: bytes | None) -> None:
-        self.texts, self.images, self.mask = texts, images, mask
+    def __init__(
+        self,
+        texts: dict[str, str],
+        images: list[bytes],
+        mask: bytes | None,
+        control: bytes | None = None,
+    ) -> None:
+        self.texts, self.images, self.mask, self.control = texts, images, mask, control
 
     @classmethod
     async def read(cls, request: Request[Any, Any, Any]) -> Self:
@@ -107,26 +114,31 @@ class Upload:
         texts: dict[str, str] = {}
         images: list[bytes] = []
         mask: bytes | None = None
+        control: bytes | None = None
         for name, value in form.multi_items():
             if name in ("image", "image[]", "images", "images[]"):
                 images.append(await _picture(value, "image"))
             elif name == "mask":
                 mask = await _picture(value, "mask")
+            elif name == "control_image":
+                control = await _picture(value, IMAGE)
             elif isinstance(value, str):
                 texts[name] = value
             else:
-                raise InvalidRequest("Files may be sent as image and mask.", param="image")
+                raise InvalidRequest(
+                    "Files may be sent as image, mask and control_image.", param="image"
+                )
         if len(images) != 1:
             raise InvalidRequest(
                 f"Send exactly one image; {len(images)} came. No model here combines several.",
                 param="image",
             )
-        return cls(texts, images, mask)
+        return cls(texts, images, mask, control)
 
     def body(self, kind: type[B]) -> B:
         """The text fields; in a form every value is text, so "2" is a number. Raises InvalidRequest."""
         try:
-            return kind.model_validate(self.texts, strict=False)
+            return kind.model_validate(gathered(self.texts), strict=False)
         except ValidationError as error:
             raise refused(error) from error
 
@@ -134,7 +146,8 @@ class Upload:
         """The arguments with the pictures, and the size that they suggest."""
         image = self.images[0]
         size = upright_size(image, "image")
-        return replace(arguments, image=image, mask_image=self.mask, image_size=size)
+        given = replace(arguments, image=image, mask_image=self.mask, image_size=size)
+        return with_picture(given, self.control) if self.control else given
 
     @property
     def digest(self) -> str:
@@ -142,7 +155,7 @@ class Upload:
         whole = hashlib.sha256()
         for name in sorted(self.texts):
             whole.update(f"{name}\0{self.texts[name]}\0".encode())
-        for picture in (*self.images, self.mask or b""):
+        for picture in (*self.images, self.mask or b"", self.control or b""):
             whole.update(hashlib.sha256(picture).digest())
         return whole.hexdigest()
 

@@ -69,6 +69,8 @@ async def _read(request: Request[Any, Any, Any]) -> tuple[UpscaleBody, bytes]:
         form = await Upload.read(request)
         if form.mask is not None:
             raise InvalidRequest("There is nothing to mask here.", param="mask")
+        if form.control is not None:
+            raise InvalidRequest("An upscaler takes no control.", param="control")
         return form.body(UpscaleBody), form.images[0]
     given = await request.json()
     if not isinstance(given, dict):

@@ -1,0 +1,470 @@
+"""LoRAs in the engine.
+
+Promised: with any set of LoRAs a picture is, bit for bit, what stock diffusers draws after
+`load_lora_weights` and `set_adapters`; without LoRAs, and with such of scale 0, it is what it would be
+if no LoRA had ever been loaded; sets that are drawn at the same time do not disturb each other; a file
+that does not fit changes nothing for anybody.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.domain.errors import Cancelled, InvalidRequest
+from app.domain.events import EngineEvent, ImageFinished, StepFinished, Waited
+from app.domain.lora import Lora
+from app.domain.memory_plan import Plan
+from app.domain.model_card import ModelCard
+from app.domain.pipelines import PIPELINES
+from app.domain.request import Arguments, GenerationRequest
+from app.engines import diffusers_engine, picture_text, turnstile, weights
+from app.engines.base import ALONE, Sharing
+from app.engines.diffusers_engine import DiffusersEngine
+from app.engines.image_codec import Pixels
+from app.engines.turnstile import Turnstile
+from app.settings import load_cards
+from app.workers.engine_host import engine_for
+from tests import loras, zoo
+from tests.kinds import KINDS, MASK, PICTURE, SIDE, card_of, drawn_by_hand, save, strength_of, wish
+from tests.painter import pictures, png
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TAKERS = [name for name, kind in KINDS.items() if PIPELINES[kind.pipeline].loras]
+ROUNDED = {"sana": 1}
+"""Levels. Its kernels round by where their input lies, and a pixel in thousands falls on the edge."""
+
+TOGETHER = Sharing((0, 0.0), 8)
+
+Named = Sequence[tuple[str, float]]
+
+
+@pytest.fixture(autouse=True)
+def _one_core() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class House:
+    """Folders with one model of each kind, and LoRAs for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, list[Path]] = {}
+
+    def card(self, name: str) -> ModelCard:
+        if not (self.folder / name).exists():
+            save(KINDS[name], self.folder / name)
+            text = card_of(name, KINDS[name], self.folder / name)
+            (self.folder / f"{name}.toml").write_text(text)
+        return load_cards(self.folder)[name]
+
+    def files(self, name: str) -> list[Path]:
+        """Three LoRAs for the model: a and b act on its text encoders too, c does not."""
+        if name not in self._files:
+            built = zoo_pipeline(name)
+            self._files[name] = [
+                loras.write(
+                    self.folder / "loras" / name / f"{letter}.safetensors",
+                    loras.tensors(built, seed=seed, rank=seed, text=letter != "c"),
+                )
+                for seed, letter in enumerate("abc", 2)
+            ]
+        return self._files[name]
+
+    def file(self, name: str, letter: str) -> str:
+        return str(self.files(name)["abc".index(letter)])
+
+
+def zoo_pipeline(name: str) -> Any:
+    import diffusers
+
+    kind = KINDS[name]
+    return getattr(diffusers, kind.pipeline)(**kind.parts())
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    zoo.forget()
+    return House(tmp_path_factory.mktemp("loras"))
+
+
+def engine(house: House, name: str, **given: Any) -> DiffusersEngine:
+    card = house.card(name)
+    made = engine_for(card, Turnstile(begin=partial(torch.set_num_threads, 1)), **given)
+    assert isinstance(made, DiffusersEngine)
+    made.load(card, "cpu")
+    return made
+
+
+def asked(house: House, name: str, named: Named, preset: str = "strict") -> GenerationRequest:
+    card, kind = house.card(name), KINDS[name]
+    task = next(iter(kind.tasks))
+    given: dict[str, Any] = {**wish(kind, task), **strength_of(kind, task)}
+    for key in ("guidance_scale", "true_cfg_scale"):
+        if key in kind.stock:
+            given[key] = kind.stock[key]
+    if task != "text2image":
+        given["image"] = png(np.asarray(PICTURE))
+    if task == "inpaint":
+        given["mask_image"] = png(np.asarray(MASK))
+    files = tuple(Lora(letter, scale, house.file(name, letter)) for letter, scale in named)
+    arguments = Arguments(**given, seed=7, width=SIDE, height=SIDE, preset=preset)
+    request = card.resolve(arguments, draw_seed=lambda: 0)
+    return with_loras(request, files)
+
+
+def with_loras(request: GenerationRequest, files: tuple[Lora, ...]) -> GenerationRequest:
+    from msgspec.structs import replace
+
+    return replace(request, loras=files)
+
+
+def drawn(
+    made: DiffusersEngine, request: GenerationRequest, sharing: Sharing = ALONE
+) -> tuple[Pixels, list[int]]:
+    """The picture, and how many shared each of its steps."""
+    events: list[EngineEvent] = []
+    made.generate(request, events.append, sharing)
+    (picture,) = pictures(events)
+    return picture, [event.batch for event in events if isinstance(event, StepFinished)]
+
+
+def by_hand(house: House, name: str, named: Named) -> Pixels:
+    task = next(iter(KINDS[name].tasks))
+    files = [Path(house.file(name, letter)) for letter, _ in named]
+    scales = [scale for _, scale in named]
+    prepare: Callable[[Any], None] = partial(loras.put, files=files, scales=scales)
+    return drawn_by_hand(house.folder, name, task, prepare=prepare)
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_every_set_is_drawn_as_stock_diffusers_draws_it(house: House, name: str) -> None:
+    made = engine(house, name)
+    plain, _ = drawn(made, asked(house, name, []))
+    sets: list[Named] = [
+        [("a", 1.0)],
+        [("a", 0.6), ("b", -0.4)],
+        [("a", 0.2), ("b", 1.5)],  # the same files otherwise
+        [("c", 1.0)],
+    ]
+    seen = [plain]
+    for named in sets:
+        picture, _ = drawn(made, asked(house, name, named))
+        apart = np.abs(picture.astype(int) - by_hand(house, name, named))
+        assert apart.max() <= ROUNDED.get(name, 0), named
+        assert not any((picture == other).all() for other in seen), named
+        seen.append(picture)
+        assert (drawn(made, asked(house, name, []))[0] == plain).all(), named
+    assert (drawn(made, asked(house, name, [("a", 0.0), ("b", 0.0)]))[0] == plain).all()
+    one, _ = drawn(made, asked(house, name, [("b", 0.0), ("a", 1.0)]))
+    assert (one == seen[1]).all()
+
+
+def test_a_models_own_modules_are_never_touched(house: House) -> None:
+    """No layer of another class, no weight elsewhere: nothing to be restored."""
+    made = engine(house, "sd")
+
+    def modules() -> list[tuple[str, type, int]]:
+        return [
+            (f"{part}.{name}", type(module), module.weight.data_ptr() if whole else 0)
+            for part in ("unet", "text_encoder")
+            for name, module in getattr(made._loaded, part).named_modules()
+            for whole in [isinstance(getattr(module, "weight", None), torch.Tensor)]
+        ]
+
+    before = modules()
+    drawn(made, asked(house, "sd", [("a", 1.0)]))
+    assert modules() == before
+    assert not hasattr(made._loaded.unet, "peft_config")
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def test_sets_side_by_side_do_not_disturb_each_other(
+    house: House, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as alone, bit for bit: their steps take turns, and what is not equal is not shared."""
+    monkeypatch.setattr(turnstile, "_PATIENCE", (1.0, 0.2, 0.2))
+    made = engine(house, name)
+    sets: list[Named] = [[("a", 1.0)], [], [("b", 0.7)], [("a", 0.5)], [("a", 0.5), ("b", 1.0)]]
+    alone = [drawn(made, asked(house, name, named))[0] for named in sets]
+    made._adapters.clear()  # type: ignore[union-attr]
+    for preset in ("strict", "exact"):
+        together = at_once(made, [asked(house, name, named, preset) for named in sets])
+        for named, one, (other, batches) in zip(sets, alone, together, strict=True):
+            assert (one == other).all(), (preset, named)
+            assert set(batches) == {1}
+
+
+def at_once(
+    made: DiffusersEngine, requests: Sequence[GenerationRequest]
+) -> list[tuple[Pixels, list[int]]]:
+    results: dict[int, tuple[Pixels, list[int]]] = {}
+    start = threading.Barrier(len(requests), timeout=20)
+
+    def work(index: int) -> None:
+        start.wait()
+        results[index] = drawn(made, requests[index], TOGETHER)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[index] for index in range(len(requests))]
+
+
+def test_equal_sets_share_their_steps(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turnstile, "_PATIENCE", (1.0, 0.5, 0.5))
+    made = engine(house, "sd")
+    named: Named = [("a", 1.0), ("b", 0.5)]
+    alone, _ = drawn(made, asked(house, "sd", named))
+    together = at_once(made, [asked(house, "sd", named, "exact")] * 3)
+    assert max(batch for _, batches in together for batch in batches) > 1
+    for picture, _ in together:
+        assert np.abs(picture.astype(int) - alone.astype(int)).max() <= 1
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+def test_those_used_least_recently_go_and_come_back(house: House) -> None:
+    made = engine(house, "sd", lora_room=1)
+    adapters = made._adapters
+    assert adapters is not None
+    plain_bytes = made.memory
+    first, _ = drawn(made, asked(house, "sd", [("a", 1.0)]))
+    one = made.memory - plain_bytes
+    assert one > 0
+    drawn(made, asked(house, "sd", [("b", 1.0)]))
+    assert [key[0][0][0] for key in adapters._kept] == ["b"]  # there is no room for two
+    again, _ = drawn(made, asked(house, "sd", [("a", 1.0)]))
+    assert (again == first).all()
+    assert made.memory - plain_bytes == one
+
+
+def test_other_scales_of_the_same_files_take_no_more_memory(house: House) -> None:
+    made = engine(house, "sd")
+    drawn(made, asked(house, "sd", [("a", 1.0)]))
+    before = made.memory
+    for scale in (0.1, 0.2, 0.3):
+        drawn(made, asked(house, "sd", [("a", scale)]))
+    assert made.memory == before
+    assert made._adapters is not None
+    assert len(made._adapters._kept) == 4
+
+
+def test_only_so_many_sets_are_kept(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engines import adapters
+
+    monkeypatch.setattr(adapters, "_MOST_SETS", 2)
+    made = engine(house, "sd")
+    for scale in (0.1, 0.2, 0.3):
+        drawn(made, asked(house, "sd", [("a", scale)]))
+    assert made._adapters is not None
+    assert [key[0][1] for key in made._adapters._kept] == [0.2, 0.3]
+
+
+def test_a_file_that_was_changed_is_read_again(house: House, tmp_path: Path) -> None:
+    made = engine(house, "sd")
+    file = tmp_path / "x.safetensors"
+    request = asked(house, "sd", [])
+    found = []
+    for letter in "ab":
+        file.write_bytes(Path(house.file("sd", letter)).read_bytes())
+        found.append(drawn(made, with_loras(request, (Lora("x", 1.0, str(file)),)))[0])
+    assert (found[0] == by_hand(house, "sd", [("a", 1.0)])).all()
+    assert (found[1] == by_hand(house, "sd", [("b", 1.0)])).all()
+
+
+def test_what_words_became_with_one_set_is_not_used_with_another(house: House) -> None:
+    """And is kept for the next time."""
+    made = engine(house, "sd")
+    calls: list[int] = []
+    made._loaded.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        for named in ([("a", 1.0)], [("a", 0.5)], [], [("c", 1.0)]):
+            picture, _ = drawn(made, asked(house, "sd", named))
+            assert not named or (picture == by_hand(house, "sd", named)).all()
+    # With "c" the model's own encoder is used, and twins have its hooks: both prompts each time.
+    assert len(calls) == 2 * 3
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "flux"])
+def test_they_are_there_again_after_the_model_was_away(house: House, name: str) -> None:
+    made = engine(house, name)
+    plain, _ = drawn(made, asked(house, name, []))
+    with_one, _ = drawn(made, asked(house, name, [("a", 0.7)]))
+    made.park()
+    assert made._adapters is not None
+    assert made._adapters.memory == 0
+    made.unpark()
+    assert (drawn(made, asked(house, name, [("a", 0.7)]))[0] == with_one).all()
+    assert (drawn(made, asked(house, name, []))[0] == plain).all()
+
+
+# -- parts that take turns -------------------------------------------------------------------------
+
+
+def in_turn(house: House, residency: Any, monkeypatch: pytest.MonkeyPatch) -> DiffusersEngine:
+    plan = Plan(residency, "float32", False, vram=1000, ram=0, working=0)
+    monkeypatch.setattr(diffusers_engine, "plan_for", lambda *_: plan)
+    load = weights.load_pipeline
+
+    def aligned(*given: Any, **named: Any) -> Any:
+        return zoo.aligned(load(*given, **named))
+
+    monkeypatch.setattr(diffusers_engine, "load_pipeline", aligned)
+    return engine(house, "sdxl")
+
+
+def test_parts_that_take_turns_bring_theirs_along(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = in_turn(house, "model_offload", monkeypatch)
+    plain, _ = drawn(made, asked(house, "sdxl", []))
+    for named in ([("a", 1.0)], [("a", 0.3), ("b", 1.0)]):
+        picture, _ = drawn(made, asked(house, "sdxl", named))
+        apart = picture.astype(int) - by_hand(house, "sdxl", named)
+        assert np.abs(apart).max() <= 1  # weights lie elsewhere, and kernels round by that
+        assert (drawn(made, asked(house, "sdxl", []))[0] == plain).all()
+    assert made._adapters is not None
+    (kept, *_) = made._adapters._kept.values()
+    # A copy of the hook that brings the part would keep the weights a second time.
+    assert [*kept.parts["unet"]._forward_pre_hooks.values()] == [
+        *made._loaded.unet._forward_pre_hooks.values()
+    ]
+    made.park()
+    made.unpark()
+    assert (drawn(made, asked(house, "sdxl", []))[0] == plain).all()
+    made.unload()
+
+
+def test_layers_that_take_turns_take_none(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = in_turn(house, "group_offload", monkeypatch)
+    plain, _ = drawn(made, asked(house, "sdxl", []))
+    with pytest.raises(InvalidRequest, match="take turns") as refused:
+        drawn(made, asked(house, "sdxl", [("a", 1.0)]))
+    assert refused.value.param == "loras"
+    assert (drawn(made, asked(house, "sdxl", []))[0] == plain).all()
+    made.unload()
+
+
+# -- what does not fit -----------------------------------------------------------------------------
+
+
+def wrong_shape(file: Path, house: House) -> None:
+    loras.write(file, {k: torch.ones(3, 5) for k in loras.tensors(zoo_pipeline("sd"))})
+
+
+def of_another_model(file: Path, house: House) -> None:
+    file.write_bytes(Path(house.file("sdxl", "a")).read_bytes())
+
+
+def of_another_family(file: Path, house: House) -> None:
+    file.write_bytes(Path(house.file("flux", "a")).read_bytes())
+
+
+def for_nothing(file: Path, house: House) -> None:
+    loras.write(file, {"other.thing.lora_A.weight": torch.ones(2, 2)})
+
+
+def cut_short(file: Path, house: House) -> None:
+    file.write_bytes(Path(house.file("sd", "a")).read_bytes()[:-7])
+
+
+def with_a_weight(file: Path, house: House) -> None:
+    found = loras.tensors(zoo_pipeline("sd"))
+    loras.write(file, {**found, "unet.conv_in.bias": torch.ones(4)})
+
+
+def that_begins_with_the_models(file: Path, house: House) -> None:
+    told = loras.settings(r=2, lora_alpha=2, init_lora_weights="pissa", target_modules=["to_q"])
+    loras.write(file, loras.tensors(zoo_pipeline("sd"), text=False), **told)
+
+
+def gone(file: Path, house: House) -> None:
+    file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        wrong_shape,
+        of_another_model,
+        of_another_family,
+        for_nothing,
+        cut_short,
+        with_a_weight,
+        that_begins_with_the_models,
+        gone,
+    ],
+)
+def test_what_does_not_fit_changes_nothing(
+    house: House, tmp_path: Path, make: Callable[[Path, House], None]
+) -> None:
+    made = engine(house, "sd")
+    plain, _ = drawn(made, asked(house, "sd", []))
+    with_one, _ = drawn(made, asked(house, "sd", [("a", 1.0)]))
+    before = made.memory
+    file = tmp_path / "bad.safetensors"
+    make(file, house)
+    good = Lora("b", 1.0, house.file("sd", "b"))
+    bad = with_loras(asked(house, "sd", []), (good, Lora("bad", 1.0, str(file))))
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=r"LoRA bad ") as refused:
+            drawn(made, bad)
+        assert refused.value.param == "loras"
+        assert str(tmp_path) not in refused.value.message
+    assert made.memory == before
+    assert (drawn(made, asked(house, "sd", []))[0] == plain).all()
+    assert (drawn(made, asked(house, "sd", [("a", 1.0)]))[0] == with_one).all()
+
+
+def test_kohyas_names_and_alphas(house: House, tmp_path: Path) -> None:
+    """An alpha of a quarter of the rank makes the LoRA a quarter as strong."""
+    made = engine(house, "sd")
+    found = loras.tensors(zoo_pipeline("sd"), rank=4, text=False)
+    plain = loras.write(tmp_path / "plain.safetensors", found)
+    named = loras.write(tmp_path / "kohya.safetensors", loras.like_kohya(found, alpha=1.0))
+    request = asked(house, "sd", [])
+    quarter, _ = drawn(made, with_loras(request, (Lora("plain", 0.25, str(plain)),)))
+    kohyas, _ = drawn(made, with_loras(request, (Lora("kohya", 1.0, str(named)),)))
+    assert (quarter == kohyas).all()
+
+
+def test_who_is_called_off_while_he_waits_for_another(house: House) -> None:
+    building = threading.Lock()
+    made = engine(house, "sd", building=building)
+
+    def report(event: EngineEvent) -> None:
+        if isinstance(event, Waited):
+            raise Cancelled("Enough.")
+
+    with building, pytest.raises(Cancelled):
+        made.generate(asked(house, "sd", [("a", 1.0)]), report)
+    drawn(made, asked(house, "sd", [("a", 1.0)]))
+
+
+def test_the_picture_tells_of_them(house: House) -> None:
+    made = engine(house, "sd")
+    events: list[EngineEvent] = []
+    made.generate(asked(house, "sd", [("a", 0.5), ("b", 0.0)]), events.append)
+    (image,) = [event.image for event in events if isinstance(event, ImageFinished)]
+    told = picture_text.read(image).facts
+    text = Image.open(io.BytesIO(image)).info["parameters"]
+    assert told["loras"] == "a:0.5, b:0"
+    assert told["lora_hashes"].startswith("a: ")
+    assert "<lora:a:0.5><lora:b:0>\n" in text
