@@ -189,3 +189,20 @@ def test_a_text_encoder_whose_adapter_changed_is_asked_anew() -> None:
         encoder.delete_adapter("default")
     assert not torch.equal(full, less)
     assert torch.equal(full, again)
+
+
+def test_what_adapters_make_of_words_is_kept_apart() -> None:
+    """Also where another encoder came to lie in the memory of one that is gone."""
+    cache = PromptCache()
+
+    def encoded(value: float, adapters: str, **has: object) -> float:
+        encoder.__dict__.update(has)
+        made = cache.get(encoder, (words(1, 2),), {}, lambda: torch.tensor([value]), adapters)
+        return float(made)
+
+    encoder = Encoder()
+    assert encoded(1, "a", peft_config={"x": 1}) == 1
+    assert encoded(2, "b") == 2
+    assert encoded(3, "a") == 1
+    assert encoded(4, "a", peft_config={}) == 4  # the model's own encoder, beside adapted parts
+    assert encoded(5, "b") == 4

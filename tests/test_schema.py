@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
+import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from schemathesis.checks import not_a_server_error
@@ -28,6 +29,7 @@ from schemathesis.specs.openapi.checks import (
 import app
 from app.main import build, create_app
 from app.settings import load_settings
+from tests import loras
 from tests.conftest import CARDS, fake_settings
 from tests.gateway import Gateway, running_gateway
 
@@ -79,7 +81,7 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     **{("POST", f"/generate{end}/stream"): _SUBMITS | {200} for end in ("", "/stable", "/flux")},
     **{
         ("GET", f"/sdapi/v1/{name}"): {200, 500}
-        for name in ("options", "sd-models", "samplers", "schedulers", "prompt-styles")
+        for name in ("options", "sd-models", "samplers", "schedulers", "prompt-styles", "loras")
     },
     ("POST", "/sdapi/v1/options"): _BODY | {200},
     ("POST", "/sdapi/v1/txt2img"): _WAITS,
@@ -108,9 +110,12 @@ STATUSES: dict[tuple[str, str], set[int]] = {
     ("DELETE", "/images/{image_id}/favourite"): _STORED | {404},
     ("GET", "/styles"): {200, 500},
     ("GET", "/controls"): {200, 500},
+    ("GET", "/loras"): {200, 500},
+    ("POST", "/loras/{name}/pull"): {202, 404, 500},
     ("GET", "/v1/images/upscalers"): {200, 500},
     ("GET", "/stats"): _STORED | {400},
     ("POST", "/estimate"): _BODY | {200, 404},
+    ("GET", "/metrics"): {200, 500},
     ("GET", "/health"): {200, 500},
     ("GET", "/ready"): {200, 500, 503},
 }
@@ -193,7 +198,10 @@ def quick_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]
     cards = tmp_path_factory.mktemp("cards")
     (cards / "fake.toml").write_text(CARD)
     environment = {**fake_settings(), "EASEL_MODELS_DIR": str(cards), "EASEL_MAX_QUEUE": "20"}
-    with running_gateway(tmp_path_factory.mktemp("data"), environment) as started:
+    data = tmp_path_factory.mktemp("data")
+    lora = {"unet.mid_block.attentions.0.to_q.lora_A.weight": torch.ones(2, 2)}
+    loras.write(data / "loras" / "snow.safetensors", lora)
+    with running_gateway(data, environment) as started:
         yield started
 
 
@@ -209,6 +217,7 @@ def known(quick_gateway: Gateway) -> dict[str, str]:
         "model_id": "fake",
         "tag": "fox",
         "owner": "lab",
+        "name": "snow",
         "key_id": "0123456789ab",
     }
 

@@ -22,7 +22,11 @@ async def list_loras(service: NamedDependency[ImageService]) -> dict[str, Any]:
     return {"loras": [msgspec.structs.asdict(one) for one in shown]}
 
 
-@post("/loras/{name:str}/pull", status_code=202, **answers(LoraShape, 400, 404, status=202, access="models"))
+@post(
+    "/loras/{name:str}/pull",
+    status_code=202,
+    **answers(LoraShape, 404, status=202, access="models"),
+)
 async def pull_lora(name: FromPath[str], service: NamedDependency[ImageService]) -> dict[str, Any]:
     """Fetch a LoRA that is not here yet. Answers at once."""
     return msgspec.structs.asdict(service.loras.pull(name))
