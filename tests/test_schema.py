@@ -122,7 +122,6 @@ STATUSES: dict[tuple[str, str], set[int]] = {
 _KEYS: dict[tuple[str, str], set[int]] = {
     ("POST", "/keys"): _BODY | {201},
     ("GET", "/keys"): {200, 500},
-    ("GET", "/metrics"): {200, 500},
     ("DELETE", "/keys/{key_id}"): {200, 400, 404, 500},
 }
 PUBLIC = {("GET", "/"), ("GET", "/health"), ("GET", "/ready")}
