@@ -124,13 +124,23 @@ def asked(name: str, task: str) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def by_hand(house: Path, name: str, task: str, picture: Image.Image, **control: float) -> Pixels:
-    """What stock diffusers draws under control, without any code of ours."""
+def by_hand(
+    house: Path,
+    name: str,
+    task: str,
+    picture: Image.Image,
+    *,
+    prepare: Callable[[Any], None] = lambda pipeline: None,
+    **control: float,
+) -> Pixels:
+    """What stock diffusers draws under control, without any code of ours. `prepare` is done to the
+    pipeline before."""
     kind, (own, classes) = KINDS[name], STOCK[name]
     stock = getattr(diffusers, classes[task])
     told = type(network(own)).from_pretrained(house / "networks" / own, dtype=torch.float32)
     pipeline = stock.from_pretrained(house / name, controlnet=told, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
+    prepare(pipeline)
     known = inspect.signature(stock.__call__).parameters
     given = {key: value for key, value in kind.stock.items() if key in known}
     given |= {**asked(name, task), "controlnet_conditioning_scale": 1.0, **control}
