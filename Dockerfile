@@ -27,7 +27,7 @@ ENV PATH=/opt/easel/bin:$PATH \
     HF_HOME=/models \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER easel
+USER 10001:10001
 WORKDIR /data
 # Jobs and pictures; and models from the Hub. Settings come as EASEL_… variables, or as a folder with
 # easel.toml and models/ that is mounted and named by EASEL_CONFIG_DIR.

@@ -32,6 +32,8 @@ check: .venv/.dev  ## Lint, types, layers, known faults
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive app
 	$(BIN)/python tools/audit.py
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck docker/*.sh .ci/run
 
 fmt: .venv/.dev  ## Format
 	$(BIN)/ruff format .

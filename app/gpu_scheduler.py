@@ -109,7 +109,9 @@ class GpuScheduler:
             shelf, board, self._outlooks, admit=self._admit, fail=self._cannot_come
         )
         shelf.busy = lambda: self._schedule.models(pool.slots()) | self._arrivals.models()
-        self._room = QueueRoom(limits.max_queue, self.waiting, self._until_one_starts)
+        self._room = QueueRoom(
+            limits.max_queue, self.waiting, lambda: self._schedule.first_start(self._outlooks())
+        )
         self.closing = self.hurried = False
 
     # -- life --------------------------------------------------------------------------------------
@@ -133,11 +135,9 @@ class GpuScheduler:
         while self._schedule.running and time.monotonic() < deadline and not self.hurried:
             await asyncio.sleep(0.05)
         self._news.close()
-        ended = ShuttingDown("The server is shutting down.")
-        known = (*self._schedule.waiting.values(), *self._schedule.running.values())
-        for entry in (*known, *self._arrivals.entries()):
+        for entry in [*self._schedule.known(), *self._arrivals.entries()]:
             if entry.job.grace == 0.0:
-                self._end(entry, Failed(ended.code, ended.message))
+                self._fail(entry, ShuttingDown("The server is shutting down."))
             entry.ended = True
         for job_id in list(self._schedule.waiting):
             self._schedule.remove(job_id)
@@ -170,11 +170,6 @@ class GpuScheduler:
         if self.closing:
             raise ShuttingDown("The server is shutting down.")
         return self._room.hold()
-
-    def _until_one_starts(self) -> float:
-        """Seconds until the first of those that wait starts."""
-        starts = self._outlooks()
-        return min((starts[job_id].start for job_id in self._schedule.waiting), default=1.0)
 
     def _outlooks(self, guest: Entry | None = None) -> dict[str, Outlook]:
         now, warming = time.monotonic(), self._warm_ups.going()
@@ -243,8 +238,8 @@ class GpuScheduler:
         await self._call_off(job_id, JobCancelled())
 
     def _expire(self, job: Job) -> None:
-        late = DeadlineExceeded(f"The job was not done {job.terms.deadline:g} s after it came.")
-        self._spawn(self._call_off(job.id, Expired(late.code, late.message)))
+        late = f"The job was not done {job.terms.deadline:g} s after it came."
+        self._spawn(self._call_off(job.id, Expired(DeadlineExceeded.code, late)))
 
     async def _call_off(self, job_id: str, end: JobEvent) -> None:
         entry = self._schedule.waiting.get(job_id) or self._schedule.running.get(job_id)

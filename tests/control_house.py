@@ -123,24 +123,27 @@ def asked(name: str, task: str) -> dict[str, Any]:
     return given
 
 
+def by_hand(house: Path, name: str, task: str, picture: Image.Image, **control: float) -> Pixels:
+    """What stock diffusers draws under control, without any code of ours."""
+    return by_hand_with(lambda _: None, house, name, task, picture, **control)
+
+
 @torch.inference_mode()
-def by_hand(
+def by_hand_with(
+    prepare: Callable[[Any], None],
     house: Path,
     name: str,
     task: str,
     picture: Image.Image,
-    *,
-    prepare: Callable[[Any], None] = lambda pipeline: None,
     **control: float,
 ) -> Pixels:
-    """What stock diffusers draws under control, without any code of ours. `prepare` is done to the
-    pipeline before."""
+    """The same from a pipeline to which `prepare` does something."""
     kind, (own, classes) = KINDS[name], STOCK[name]
     stock = getattr(diffusers, classes[task])
     told = type(network(own)).from_pretrained(house / "networks" / own, dtype=torch.float32)
     pipeline = stock.from_pretrained(house / name, controlnet=told, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
     prepare(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
     known = inspect.signature(stock.__call__).parameters
     given = {key: value for key, value in kind.stock.items() if key in known}
     given |= {**asked(name, task), "controlnet_conditioning_scale": 1.0, **control}

@@ -205,6 +205,7 @@ def test_networks_count_and_the_one_used_least_recently_goes(house: Path) -> Non
         engine.under(canny.model_copy(update={"id": name}))
     held = {name for name in names if engine.listens_to(canny.model_copy(update={"id": name}))}
     assert held == {"canny", "two", "three"}
+    assert not engine.listens_to(canny.model_copy(update={"source": "/elsewhere"}))
     assert engine.memory == alone + 3 * weight_bytes(canny, "cpu")
     engine.park()
     engine.unpark()

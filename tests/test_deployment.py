@@ -44,7 +44,7 @@ def test_what_the_image_copies_is_there_and_not_ignored() -> None:
 
 
 def test_the_image_keeps_no_secret_and_is_not_root() -> None:
-    assert re.search(r"^USER easel$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^USER 10001:10001$", DOCKERFILE, re.MULTILINE)
     assert not re.search(r"(?i)password|secret|token|_key", DOCKERFILE)
     last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
     assert "USER" in last

@@ -280,10 +280,7 @@ def error_in(event: Failed | Expired | JobCancelled) -> errors.EaselError:
 def error_of(job: Job) -> errors.EaselError | None:
     """What an ended job ended with, if not well."""
     if job.status in ("failed", "expired"):
-        error = errors.error_from(job.error_code or "", job.error_message or "", job.error_param)
-        if isinstance(error, errors.ModelNotFetched):
-            error.retry_after = job.error_retry_after or error.retry_after
-        return error
+        return job.error
     return errors.Cancelled("The job was cancelled.") if job.status == "cancelled" else None
 
 

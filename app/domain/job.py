@@ -6,6 +6,7 @@ from typing import Literal, Self, assert_never
 
 import msgspec
 
+from app.domain.errors import EaselError, ModelNotFetched, error_from
 from app.domain.events import (
     Expired,
     Failed,
@@ -78,6 +79,14 @@ class Job(msgspec.Struct, kw_only=True):
             changed=now,
             terms=terms,
         )
+
+    @property
+    def error(self) -> EaselError:
+        """What it failed with, or expired."""
+        error = error_from(self.error_code or "", self.error_message or "", self.error_param)
+        if isinstance(error, ModelNotFetched) and self.error_retry_after is not None:
+            error.retry_after = self.error_retry_after
+        return error
 
     @property
     def ended(self) -> bool:

@@ -120,19 +120,21 @@ class Networks:
     """Those of one loaded model, the one used last at the end. For any thread."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, Network] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Network] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, name: str) -> Network | None:
+    def get(self, card: ModelCard) -> Network | None:
+        """The network; None also of one that was loaded from elsewhere, before cards were reread."""
+        key = (card.id, card.source)
         with self._lock:
-            if name in self._known:
-                self._known.move_to_end(name)
-            return self._known.get(name)
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
 
-    def add(self, name: str, network: Network) -> None:
+    def add(self, card: ModelCard, network: Network) -> None:
         """One that goes for it lasts until the pictures that are drawn with it are done."""
         with self._lock:
-            self._known[name] = network
+            self._known[card.id, card.source] = network
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
 

@@ -149,10 +149,10 @@ class DiffusersEngine:
             layers_in_turn(parts, self._device)
 
     def listens_to(self, control: ModelCard) -> bool:
-        return self._networks.get(control.id) is not None
+        return self._networks.get(control) is not None
 
     def under(self, control: ModelCard) -> Generate:
-        network = self._networks.get(control.id) or self._network(control)
+        network = self._networks.get(control) or self._network(control)
         return partial(self._generate, network)
 
     def _network(self, card: ModelCard) -> Network:
@@ -162,7 +162,7 @@ class DiffusersEngine:
         denoiser = next(getattr(self._loaded, name) for name in self._denoisers)
         control.check(card, part, denoiser, steering.shared)
         network = Network(part, self._loaded, steering, self._card.tasks)
-        self._networks.add(card.id, network)
+        self._networks.add(card, network)
         return network
 
     def generate(

@@ -105,6 +105,18 @@ class ModelShelf:
         for standing in self._models.values():
             self._look(standing)
 
+    def knows(self, model: str) -> bool:
+        """Whether there is, or was, such a model or LoRA."""
+        return model in self._models
+
+    def add(self, card: ModelCard) -> None:
+        """Know one more, or one that is somewhere else now."""
+        with self._lock:
+            known = self._models.get(card.id)
+            if known is None or known.card != card:
+                self._models[card.id] = standing = _Standing(card)
+                self._look(standing)
+
     def renew(self, cards: Mapping[str, ModelCard]) -> None:
         """The cards from now on. A model that has none any more is still known to its jobs."""
         with self._lock:
@@ -116,17 +128,6 @@ class ModelShelf:
                 if standing.download is None:  # else it is looked at when that has ended
                     self._look(standing)
             self._listed = tuple(cards)
-
-    def knows(self, model: str) -> bool:
-        return model in self._models
-
-    def add(self, card: ModelCard) -> None:
-        """Know one more, or one that is somewhere else now."""
-        with self._lock:
-            known = self._models.get(card.id)
-            if known is None or known.card != card:
-                self._models[card.id] = standing = _Standing(card)
-                self._look(standing)
 
     # -- how models stand --------------------------------------------------------------------------
 

@@ -190,6 +190,14 @@ class Schedule:
 
     # -- who is next -------------------------------------------------------------------------------
 
+    def known(self) -> list[Entry]:
+        """All that wait or run."""
+        return [*self.waiting.values(), *self.running.values()]
+
+    def first_start(self, outlooks: Mapping[str, Outlook]) -> float:
+        """Seconds until the first of those that wait starts."""
+        return min((outlooks[job_id].start for job_id in self.waiting), default=1.0)
+
     def by_class(self, fetching: Iterable[Entry]) -> dict[str, Counter[str]]:
         """How many jobs wait, run, or are `fetching` their model's files; by priority."""
         groups = {

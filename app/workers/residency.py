@@ -17,7 +17,7 @@ from app.engines.base import Engine
 from app.engines.fitting import bytes_needed, plan_for
 from app.engines.weight_bytes import weight_bytes
 from app.workers.budget import AT_HOME, Budget, memory_of_machine
-from app.workers.resident import Failure, Parkable, Resident, fresh, without
+from app.workers.resident import Failure, Parkable, Resident, fewest, fresh, without
 from app.workers.wire import Held
 
 _log = logging.getLogger(__name__)
@@ -218,20 +218,8 @@ class Residency:
             return []
         if any(model.state == "leaving" for model in others):
             return None
-        victims: list[Resident] = []
-        for model in others:
-            if model.idle and model not in pinned:
-                victims.append(model)
-                if self._fits(without(others, victims), size):
-                    break
-        else:
-            return None
-        # A small one that was chosen before a large one may not be in the way after all.
-        for model in sorted(victims, key=lambda one: one.size):
-            fewer = without(victims, [model])
-            if self._fits(without(others, fewer), size):
-                victims = fewer
-        return victims
+        may_go = [model for model in others if model.idle and model not in pinned]
+        return fewest(may_go, lambda going: self._fits(without(others, going), size))
 
     def _fits(self, others: list[Resident], size: int) -> bool:
         if self._budget.max_models and len(others) >= self._budget.max_models:

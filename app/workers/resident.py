@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -79,6 +80,26 @@ def fresh(error: EaselError) -> EaselError:
 
 def without(models: list[Resident], some: list[Resident]) -> list[Resident]:
     return [model for model in models if model not in some]
+
+
+def fewest(
+    models: list[Resident], enough: Callable[[list[Resident]], bool]
+) -> list[Resident] | None:
+    """Of `models`, the first to go foremost, those that have to go until it is `enough`; None if it
+    never is."""
+    going: list[Resident] = []
+    for model in models:
+        going.append(model)
+        if enough(going):
+            break
+    else:
+        return None
+    # A small one that was chosen before a large one may not be in the way after all.
+    for model in sorted(going, key=lambda one: one.size):
+        fewer = without(going, [model])
+        if enough(fewer):
+            going = fewer
+    return going
 
 
 class Failure(msgspec.Struct, frozen=True):
