@@ -1,4 +1,5 @@
-"""A thousand open streams: how long an event takes to each, and what a stream costs.
+"""A thousand open streams: how long an event takes to each, and what a stream costs; and a hundred
+through nginx, among clients that draw and ask.
 
 Jobs of a fake model that makes a step a second, fifty followers each. An event is timed from the
 moment that it got its number, before it was stored, to the moment that a follower has read it.
@@ -9,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tempfile
 import time
+from pathlib import Path
 
 import httpx
 
+from bench.nginx import nginx_before
 from bench.server import FAKE, HOST, Client, serving
 from bench.stats import Row, percentile, tail
 
@@ -23,11 +27,50 @@ _TIME = re.compile(rb'"timestamp": ?([0-9.]+)')
 def run(*, quick: bool) -> tuple[list[Row], bool]:
     jobs, steps = (4, 8) if quick else (20, 60)
     settings = {**FAKE, "EASEL_MAX_RUNNING": str(jobs), "EASEL_PRELOAD": '["slow"]'}
+    # All come from one address here.
+    room = {"limit_conn easel_clients 256": "limit_conn easel_clients 2000"}
     with serving(settings) as port:
-        return asyncio.run(_followed(port, jobs, steps)), True
+        rows = asyncio.run(_followed(port, port, jobs, steps))
+        with (
+            tempfile.TemporaryDirectory(prefix="easel-nginx-") as folder,
+            nginx_before(port, Path(folder), **room) as url,
+        ):
+            front = int(url.rpartition(":")[2])
+            rows += asyncio.run(_in_a_mix(port, front, 8 if quick else 30))
+    return rows, True
 
 
-async def _followed(port: int, jobs: int, steps: int) -> list[Row]:
+async def _in_a_mix(port: int, front: int, steps: int) -> list[Row]:
+    """A hundred clients of nginx: fifty follow, forty list and look, ten draw."""
+    stop = asyncio.Event()
+
+    async def ask(number: int) -> int:
+        count = 0
+        async with httpx.AsyncClient(base_url=f"http://{HOST}:{front}", timeout=60) as client:
+            while not stop.is_set():
+                if number % 5 == 0:
+                    body = {"prompt": "x", "model": "fake", "size": "64x64"}
+                    (await client.post("/generate", json=body)).raise_for_status()
+                else:
+                    (await client.get("/jobs?limit=5")).raise_for_status()
+                count += 1
+                await asyncio.sleep(0.2)
+        return count
+
+    others = [asyncio.create_task(ask(number)) for number in range(50)]
+    rows = await _followed(port, front, 1, steps)
+    stop.set()
+    asked = sum(await asyncio.gather(*others))
+    name = f"through nginx, among 50 others who asked {asked} times"
+    return [
+        Row("streams", f"{name}: {row.what}", row.figure, row.goal)
+        for row in rows
+        if "memory" not in row.what
+    ]
+
+
+async def _followed(port: int, front: int, jobs: int, steps: int) -> list[Row]:
+    """Jobs that are submitted at `port` and followed at `front`."""
     client = Client(port)
     before = _memory(port)
     ids = []
@@ -35,7 +78,7 @@ async def _followed(port: int, jobs: int, steps: int) -> list[Row]:
         body = {"prompt": f"{number}", "model": "slow", "num_inference_steps": steps}
         ids.append(json.loads(client.ask("POST", "/jobs", body))["id"])
         await asyncio.sleep(1 / jobs)  # so that not all steps come at the same moment
-    followers = [asyncio.create_task(_follow(port, one)) for one in ids for _ in range(_FOLLOWERS)]
+    followers = [asyncio.create_task(_follow(front, one)) for one in ids for _ in range(_FOLLOWERS)]
     await asyncio.sleep(min(10.0, steps / 2))
     during = _memory(port)
     seen = await asyncio.gather(*followers)
