@@ -337,9 +337,7 @@ class GpuScheduler:
                 self._dispatch()
 
     def _charge(self, entry: Entry) -> None:
-        """Tell what the run has cost, once; however it ends."""
-        if seconds := entry.meter.charge(time.monotonic()):
-            self._spend(entry.job.owner, entry.job.id, seconds)
+        self._spend(entry.job.owner, entry.job.id, entry.meter.charge(time.monotonic()))
 
     def _instead(self, entry: Entry, error: EaselError, *, loading: bool) -> Choice | None:
         """What is to be drawn after a run has failed; nothing, and the job has failed as well."""

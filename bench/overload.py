@@ -7,6 +7,7 @@ what four patient clients get. Every refusal must be quick, and tell when to com
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 
 import httpx2
@@ -123,9 +124,9 @@ async def _flood(client: openai.AsyncOpenAI, rate: float, seconds: float) -> tup
 
 
 async def _one(client: openai.AsyncOpenAI) -> bool:
-    """Whether a picture came."""
+    """Whether a picture came. No two clients want the same: a retry would get another one's."""
     try:
-        answer = await client.images.generate(model="quarter", prompt="x")
+        answer = await client.images.generate(model="quarter", prompt=secrets.token_hex(8))
     except openai.OpenAIError:
         return False
     return bool(answer.data and answer.data[0].b64_json)

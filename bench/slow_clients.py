@@ -1,11 +1,12 @@
 """Clients that read or send slowly, through nginx: what they do to all others.
 
-Half of the time normal clients are alone; the other half a hundred readers of a stream stall beside
-them, or slowhttptest holds five hundred connections with requests that never end.
+Half of the time normal clients are alone; the other half a hundred readers of a large picture stall
+beside them, or slowhttptest holds five hundred connections with requests that never end.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,7 @@ _CONNECTIONS = 500
 def run(*, quick: bool) -> tuple[list[Row], bool]:
     rounds, requests = (1, 100) if quick else (3, 300)
     rows: list[Row] = []
-    settings = {**FAKE, "EASEL_PRELOAD": '["slow", "quarter"]'}
+    settings = {**FAKE, "EASEL_PRELOAD": '["fake"]'}
     # All come from one address here.
     room = {"limit_conn easel_clients 256": "limit_conn easel_clients 2000"}
     with (
@@ -76,8 +77,15 @@ def _normal(port: int, requests: int) -> list[float]:
 
 @contextmanager
 def _stalled(port: int) -> Iterator[None]:
-    """Readers that ask for a large answer and do not read it."""
-    request = f"GET /v1/progress-stream HTTP/1.1\r\nhost: {HOST}\r\n\r\n".encode()
+    """Readers that ask for a picture of three megabytes and do not read it."""
+    client = Client(port)
+    answer = json.loads(client.ask("POST", "/jobs", {"prompt": "x", "model": "fake"}))
+    path = f"/jobs/{answer['id']}"
+    while not (images := json.loads(client.ask("GET", path))["images"]):
+        time.sleep(0.05)
+    client.hang_up()
+    picture = images[0]["id"] if isinstance(images[0], dict) else images[0]
+    request = f"GET /images/{picture} HTTP/1.1\r\nhost: {HOST}\r\n\r\n".encode()
     readers = []
     for _ in range(_READERS):
         sock = socket.socket()

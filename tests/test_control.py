@@ -254,12 +254,19 @@ def _without_a_layer(folder: Path) -> None:
     save_file(weights, file)
 
 
-@pytest.mark.parametrize("damage", [_as_a_pickle, _of_another_class, _without_a_layer])
-def test_what_is_no_whole_network_is_refused(house: Path, damage: Any) -> None:
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (_as_a_pickle, "could run code"),
+        (_of_another_class, "another kind"),
+        (_without_a_layer, "not complete"),
+    ],
+)
+def test_what_is_no_whole_network_is_refused(house: Path, damage: Any, why: str) -> None:
     engine = DiffusersEngine(stable_diffusion.RECIPES, Turnstile())
     engine.load(load_cards(house / "cards")["sd"], "cpu")
     damage(house / "networks" / "canny")
-    with pytest.raises(ModelUnavailable) as refused:
+    with pytest.raises(ModelUnavailable, match=why) as refused:
         engine.under(card_of(house, "canny"))
     assert refused.value.param == "control.model"
     assert not engine.listens_to(card_of(house, "canny"))

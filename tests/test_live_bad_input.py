@@ -176,6 +176,13 @@ def test_a_full_queue_answers_429_with_the_seconds_to_wait(fake_gateway: Gateway
         assert refused.json()["error"]["code"] == "queue_full"
 
 
+def test_words_that_an_encoder_has_no_room_for_are_not_in_the_log(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        body = {"prompt": f"a red circle {'kolibri ' * 150}", "steps": 1}
+        assert client.post("/generate", json=body).status_code == 200
+    assert "kolibri" not in gateway.log.read_text()
+
+
 def test_prompts_with_control_characters_and_odd_letters_draw(gateway: Gateway) -> None:
     with gateway.client() as client:
         for prompt in ("\r\n\x1b[31m\u2028", "🟥" * 50, "ا" * 300, "%s%n{}", "../../etc/passwd"):

@@ -260,9 +260,12 @@ def test_what_cannot_be_is_refused(gateway: Gateway, fields: dict[str, Any], par
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
-def test_bombs_are_refused_by_their_header(gateway: Gateway) -> None:
+def test_bombs_are_refused_by_their_header_before_there_is_a_job(gateway: Gateway) -> None:
     bomb = Image.new("1", (9000, 9000))
-    answer = ask(gateway, control=under("canny", bomb))
+    with gateway.client() as client:
+        before = client.get("/jobs").json()["jobs"][:1]
+        answer = ask(gateway, control=under("canny", bomb))
+        assert client.get("/jobs").json()["jobs"][:1] == before
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "control.image")
 
 

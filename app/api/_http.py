@@ -164,7 +164,7 @@ def _on_easel_error(_: Request[Any, Any, Any], error: errors.EaselError) -> Resp
 def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     status = error.status_code
     if status >= 500:
-        _log.error("request %s failed", request_id(request.scope), exc_info=error)
+        return _on_bug(request, error)
     extra = getattr(error, "extra", None)
     first = extra[0] if isinstance(extra, list) and extra and isinstance(extra[0], dict) else {}
     if status == 400 and first.get("key"):
@@ -175,11 +175,8 @@ def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
     code, text = _MESSAGES.get(status, ("http_error", "The request cannot be served."))
     if isinstance(extra, dict) and "send" in extra:
         text = f"Send the body as {extra['send']}."
-    headers = {"connection": "close"} if status == 413 else {}
     allow = getattr(error, "headers", None) or {}
-    return _answer(
-        status, envelope(text, _TYPES.get(status, "server_error"), code), {**allow, **headers}
-    )
+    return _answer(status, envelope(text, _TYPES.get(status, "server_error"), code), allow)
 
 
 def _on_bad_text(_: Request[Any, Any, Any], __: Exception) -> Response[Any]:

@@ -34,6 +34,8 @@ class Ledger:
 
     def add(self, owner: str, job_id: str, seconds: float) -> None:
         """A device has worked for a job."""
+        if not seconds:
+            return
         entry = account_of(owner), self._today()
         self._spent[entry] = self._spent.get(entry, 0.0) + seconds
         self._unsaved.add(entry)

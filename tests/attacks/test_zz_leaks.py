@@ -25,6 +25,16 @@ def test_the_log_holds_no_prompt_and_no_key(keyed: House) -> None:
     assert not any(LEAKS.search(json.dumps(line)) for line in requests)
 
 
+def test_the_metrics_hold_no_prompt_and_no_key(keyed: House) -> None:
+    with keyed.client() as nobody:
+        assert nobody.get("/metrics").status_code == 401
+    with keyed.client("chief") as client:
+        told = client.get("/metrics")
+    assert (told.status_code, "easel_" in told.text) == (200, True)
+    assert CANARY not in told.text
+    assert not any(secret in told.text for secret in keyed.secrets)
+
+
 def test_the_store_holds_no_key(keyed: House) -> None:
     folder = keyed.gateway.log.parent
     for file in folder.glob("easel.db*"):
