@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,18 @@ import torch
 from PIL import Image
 
 from app.domain.errors import Cancelled, InvalidRequest
-from app.domain.events import EngineEvent, ImageFinished, StepFinished, Waited
+from app.domain.events import EngineEvent, ImageFinished, Waited
 from app.domain.lora import Lora
 from app.domain.memory_plan import Plan
-from app.domain.model_card import ModelCard
 from app.domain.pipelines import PIPELINES
-from app.domain.request import Arguments, GenerationRequest
+from app.domain.request import GenerationRequest
 from app.engines import diffusers_engine, picture_text, turnstile, weights
-from app.engines.base import ALONE, Sharing
+from app.engines.base import Sharing
 from app.engines.diffusers_engine import DiffusersEngine
 from app.engines.image_codec import Pixels
-from app.engines.turnstile import Turnstile
-from app.settings import load_cards
-from app.workers.engine_host import engine_for
 from tests import loras, zoo
-from tests.kinds import KINDS, MASK, PICTURE, SIDE, card_of, drawn_by_hand, save, strength_of, wish
-from tests.painter import pictures, png
+from tests.kinds import KINDS
+from tests.lora_house import House, Named, asked, by_hand, drawn, engine, with_loras, zoo_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -45,8 +40,6 @@ ROUNDED = {"sana": 1}
 """Levels. Its kernels round by where their input lies, and a pixel in thousands falls on the edge."""
 
 TOGETHER = Sharing((0, 0.0), 8)
-
-Named = Sequence[tuple[str, float]]
 
 
 @pytest.fixture(autouse=True)
@@ -57,97 +50,10 @@ def _one_core() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class House:
-    """Folders with one model of each kind, and LoRAs for it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files: dict[str, list[Path]] = {}
-
-    def card(self, name: str) -> ModelCard:
-        if not (self.folder / name).exists():
-            save(KINDS[name], self.folder / name)
-            text = card_of(name, KINDS[name], self.folder / name)
-            (self.folder / f"{name}.toml").write_text(text)
-        return load_cards(self.folder)[name]
-
-    def files(self, name: str) -> list[Path]:
-        """Three LoRAs for the model: a and b act on its text encoders too, c does not."""
-        if name not in self._files:
-            built = zoo_pipeline(name)
-            self._files[name] = [
-                loras.write(
-                    self.folder / "loras" / name / f"{letter}.safetensors",
-                    loras.tensors(built, seed=seed, rank=seed, text=letter != "c"),
-                )
-                for seed, letter in enumerate("abc", 2)
-            ]
-        return self._files[name]
-
-    def file(self, name: str, letter: str) -> str:
-        return str(self.files(name)["abc".index(letter)])
-
-
-def zoo_pipeline(name: str) -> Any:
-    import diffusers
-
-    kind = KINDS[name]
-    return getattr(diffusers, kind.pipeline)(**kind.parts())
-
-
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     zoo.forget()
     return House(tmp_path_factory.mktemp("loras"))
-
-
-def engine(house: House, name: str, **given: Any) -> DiffusersEngine:
-    card = house.card(name)
-    made = engine_for(card, Turnstile(begin=partial(torch.set_num_threads, 1)), **given)
-    assert isinstance(made, DiffusersEngine)
-    made.load(card, "cpu")
-    return made
-
-
-def asked(house: House, name: str, named: Named, preset: str = "strict") -> GenerationRequest:
-    card, kind = house.card(name), KINDS[name]
-    task = next(iter(kind.tasks))
-    given: dict[str, Any] = {**wish(kind, task), **strength_of(kind, task)}
-    for key in ("guidance_scale", "true_cfg_scale"):
-        if key in kind.stock:
-            given[key] = kind.stock[key]
-    if task != "text2image":
-        given["image"] = png(np.asarray(PICTURE))
-    if task == "inpaint":
-        given["mask_image"] = png(np.asarray(MASK))
-    files = tuple(Lora(letter, scale, house.file(name, letter)) for letter, scale in named)
-    arguments = Arguments(**given, seed=7, width=SIDE, height=SIDE, preset=preset)
-    request = card.resolve(arguments, draw_seed=lambda: 0)
-    return with_loras(request, files)
-
-
-def with_loras(request: GenerationRequest, files: tuple[Lora, ...]) -> GenerationRequest:
-    from msgspec.structs import replace
-
-    return replace(request, loras=files)
-
-
-def drawn(
-    made: DiffusersEngine, request: GenerationRequest, sharing: Sharing = ALONE
-) -> tuple[Pixels, list[int]]:
-    """The picture, and how many shared each of its steps."""
-    events: list[EngineEvent] = []
-    made.generate(request, events.append, sharing)
-    (picture,) = pictures(events)
-    return picture, [event.batch for event in events if isinstance(event, StepFinished)]
-
-
-def by_hand(house: House, name: str, named: Named) -> Pixels:
-    task = next(iter(KINDS[name].tasks))
-    files = [Path(house.file(name, letter)) for letter, _ in named]
-    scales = [scale for _, scale in named]
-    prepare: Callable[[Any], None] = partial(loras.put, files=files, scales=scales)
-    return drawn_by_hand(house.folder, name, task, prepare=prepare)
 
 
 @pytest.mark.parametrize("name", TAKERS)
@@ -360,77 +266,6 @@ def test_layers_that_take_turns_take_none(house: House, monkeypatch: pytest.Monk
     assert refused.value.param == "loras"
     assert (drawn(made, asked(house, "sdxl", []))[0] == plain).all()
     made.unload()
-
-
-# -- what does not fit -----------------------------------------------------------------------------
-
-
-def wrong_shape(file: Path, house: House) -> None:
-    loras.write(file, {k: torch.ones(3, 5) for k in loras.tensors(zoo_pipeline("sd"))})
-
-
-def of_another_model(file: Path, house: House) -> None:
-    file.write_bytes(Path(house.file("sdxl", "a")).read_bytes())
-
-
-def of_another_family(file: Path, house: House) -> None:
-    file.write_bytes(Path(house.file("flux", "a")).read_bytes())
-
-
-def for_nothing(file: Path, house: House) -> None:
-    loras.write(file, {"other.thing.lora_A.weight": torch.ones(2, 2)})
-
-
-def cut_short(file: Path, house: House) -> None:
-    file.write_bytes(Path(house.file("sd", "a")).read_bytes()[:-7])
-
-
-def with_a_weight(file: Path, house: House) -> None:
-    found = loras.tensors(zoo_pipeline("sd"))
-    loras.write(file, {**found, "unet.conv_in.bias": torch.ones(4)})
-
-
-def that_begins_with_the_models(file: Path, house: House) -> None:
-    told = loras.settings(r=2, lora_alpha=2, init_lora_weights="pissa", target_modules=["to_q"])
-    loras.write(file, loras.tensors(zoo_pipeline("sd"), text=False), **told)
-
-
-def gone(file: Path, house: House) -> None:
-    file.unlink(missing_ok=True)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        wrong_shape,
-        of_another_model,
-        of_another_family,
-        for_nothing,
-        cut_short,
-        with_a_weight,
-        that_begins_with_the_models,
-        gone,
-    ],
-)
-def test_what_does_not_fit_changes_nothing(
-    house: House, tmp_path: Path, make: Callable[[Path, House], None]
-) -> None:
-    made = engine(house, "sd")
-    plain, _ = drawn(made, asked(house, "sd", []))
-    with_one, _ = drawn(made, asked(house, "sd", [("a", 1.0)]))
-    before = made.memory
-    file = tmp_path / "bad.safetensors"
-    make(file, house)
-    good = Lora("b", 1.0, house.file("sd", "b"))
-    bad = with_loras(asked(house, "sd", []), (good, Lora("bad", 1.0, str(file))))
-    for _ in range(2):
-        with pytest.raises(InvalidRequest, match=r"LoRA bad ") as refused:
-            drawn(made, bad)
-        assert refused.value.param == "loras"
-        assert str(tmp_path) not in refused.value.message
-    assert made.memory == before
-    assert (drawn(made, asked(house, "sd", []))[0] == plain).all()
-    assert (drawn(made, asked(house, "sd", [("a", 1.0)]))[0] == with_one).all()
 
 
 def test_kohyas_names_and_alphas(house: House, tmp_path: Path) -> None:
