@@ -124,7 +124,7 @@ def test_events_of_jobs_and_of_everybody_come_at_once(url: str) -> None:
             "headers_too_large",
         ),
         (
-            b"POST /jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 1000001\r\n\r\n",
+            b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 1000001\r\n\r\n",
             413,
             "body_too_large",
         ),
