@@ -1,8 +1,9 @@
 """A thousand open streams: how long an event takes to each, and what a stream costs; and a hundred
 through nginx, among clients that draw and ask.
 
-Jobs of a fake model that makes a step a second, fifty followers each. An event is timed from the
-moment that it got its number, before it was stored, to the moment that a follower has read it.
+Twenty jobs of a fake model share its twenty steps a second, and have fifty followers each. They begin
+and end one after the other: a thousand readers of one moment wait for each other. An event is timed
+from the moment that it got its number, before it was stored, to that at which a follower has read it.
 """
 
 from __future__ import annotations
@@ -20,23 +21,22 @@ from bench.nginx import nginx_before
 from bench.server import FAKE, HOST, Client, serving
 from bench.stats import Row, percentile, tail
 
-_FOLLOWERS = 50
 _TIME = re.compile(rb'"timestamp": ?([0-9.]+)')
 
 
 def run(*, quick: bool) -> tuple[list[Row], bool]:
-    jobs, steps = (4, 8) if quick else (20, 60)
+    jobs, steps = (4, 30) if quick else (20, 60)
     settings = {**FAKE, "EASEL_MAX_RUNNING": str(jobs), "EASEL_PRELOAD": '["slow"]'}
     # All come from one address here.
     room = {"limit_conn easel_clients 256": "limit_conn easel_clients 2000"}
     with serving(settings) as port:
-        rows = asyncio.run(_followed(port, port, jobs, steps))
+        rows = asyncio.run(_followed(port, port, jobs, steps, 50))
         with (
             tempfile.TemporaryDirectory(prefix="easel-nginx-") as folder,
             nginx_before(port, Path(folder), **room) as url,
         ):
             front = int(url.rpartition(":")[2])
-            rows += asyncio.run(_in_a_mix(port, front, 8 if quick else 30))
+            rows += asyncio.run(_in_a_mix(port, front, 20 if quick else 100))
     return rows, True
 
 
@@ -58,7 +58,7 @@ async def _in_a_mix(port: int, front: int, steps: int) -> list[Row]:
         return count
 
     others = [asyncio.create_task(ask(number)) for number in range(50)]
-    rows = await _followed(port, front, 1, steps)
+    rows = await _followed(port, front, 5, steps, 10)
     stop.set()
     asked = sum(await asyncio.gather(*others))
     name = f"through nginx, among 50 others who asked {asked} times"
@@ -69,23 +69,26 @@ async def _in_a_mix(port: int, front: int, steps: int) -> list[Row]:
     ]
 
 
-async def _followed(port: int, front: int, jobs: int, steps: int) -> list[Row]:
-    """Jobs that are submitted at `port` and followed at `front`."""
+async def _followed(port: int, front: int, jobs: int, steps: int, each: int) -> list[Row]:
+    """Jobs that are submitted at `port`, and followed by so many `each` at `front`."""
     client = Client(port)
     before = _memory(port)
     ids = []
+    begun = time.monotonic()
     for number in range(jobs):
-        body = {"prompt": f"{number}", "model": "slow", "num_inference_steps": steps}
+        body = {"prompt": f"{number}", "model": "slow", "num_inference_steps": steps + 3 * number}
         ids.append(json.loads(client.ask("POST", "/jobs", body))["id"])
-        await asyncio.sleep(1 / jobs)  # so that not all steps come at the same moment
-    followers = [asyncio.create_task(_follow(front, one)) for one in ids for _ in range(_FOLLOWERS)]
-    await asyncio.sleep(min(10.0, steps / 2))
+        await asyncio.sleep(1 / jobs)
+    followers = [asyncio.create_task(_follow(front, one)) for one in ids for _ in range(each)]
+    await asyncio.sleep(steps / 12)
     during = _memory(port)
     seen = await asyncio.gather(*followers)
     delays = [delay for delays, _ in seen for delay in delays]
     whole = sum(complete for _, complete in seen)
-    each = (during - before) / len(followers)
-    what = f"{len(followers)} streams, {len(delays) / steps:.0f} events a second"
+    memory = (during - before) / len(followers)
+    what = (
+        f"{len(followers)} streams, {len(delays) / (time.monotonic() - begun):.0f} events a second"
+    )
     return [
         Row("streams", f"{what}: delivery", tail(delays), "p99 < 50 ms"),
         Row(
@@ -93,7 +96,7 @@ async def _followed(port: int, front: int, jobs: int, steps: int) -> list[Row]:
             "longest",
             f"{max(delays) * 1e3:.0f} ms; p99.9 {percentile(delays, 0.999) * 1e3:.0f}",
         ),
-        Row("streams", "memory of the server, each", f"{each / 1024:.0f} KiB", "< 64 KiB"),
+        Row("streams", "memory of the server, each", f"{memory / 1024:.0f} KiB", "< 64 KiB"),
         Row("streams", "streams without a gap, to the end", f"{whole} of {len(followers)}"),
     ]
 
