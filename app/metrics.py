@@ -33,7 +33,7 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"
 
 
 class Metrics(Onlooker):
-    """One registry of its own. `waiting` and `running` give jobs by class, `slots` the workers."""
+    """One registry of its own. `slots` gives the workers, `by_class` jobs by what they do and priority."""
 
     def __init__(
         self,

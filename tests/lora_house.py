@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from app.domain.events import EngineEvent, StepFinished
@@ -20,7 +21,7 @@ from app.engines.image_codec import Pixels
 from app.engines.turnstile import Turnstile
 from app.settings import load_cards
 from app.workers.engine_host import engine_for
-from tests import loras
+from tests import loras, zoo
 from tests.kinds import KINDS, MASK, PICTURE, SIDE, card_of, drawn_by_hand, save, strength_of, wish
 from tests.painter import pictures, png
 
@@ -56,6 +57,21 @@ class House:
 
     def file(self, name: str, letter: str) -> str:
         return str(self.files(name)["abc".index(letter)])
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> Iterator[None]:
+    """In a file that imports it, all is computed on one core: sums come in one order then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    zoo.forget()
+    return House(tmp_path_factory.mktemp("loras"))
 
 
 def zoo_pipeline(name: str) -> Any:

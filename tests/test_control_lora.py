@@ -22,11 +22,10 @@ from app.workers.engine_host import engine_for
 from tests import loras, zoo
 from tests.control_house import CONTROL, SEED, STOCK, asked, build, by_hand, by_hand_with, file_of
 from tests.kinds import SIDE
-from tests.lora_house import zoo_pipeline
+from tests.lora_house import one_core, zoo_pipeline
 from tests.painter import pictures
-from tests.test_lora_engine import _one_core
 
-__all__ = ["_one_core"]  # a fixture: all arithmetic on one core, as in the stock pipeline
+__all__ = ["one_core"]  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,20 @@ from app.engines.diffusers_engine import DiffusersEngine
 from app.engines.image_codec import Pixels
 from tests import loras, zoo
 from tests.kinds import KINDS
-from tests.lora_house import House, Named, asked, by_hand, drawn, engine, with_loras, zoo_pipeline
+from tests.lora_house import (
+    House,
+    Named,
+    asked,
+    by_hand,
+    drawn,
+    engine,
+    house,
+    one_core,
+    with_loras,
+    zoo_pipeline,
+)
+
+__all__ = ["house", "one_core"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -40,20 +53,6 @@ ROUNDED = {"sana": 1}
 """Levels. Its kernels round by where their input lies, and a pixel in thousands falls on the edge."""
 
 TOGETHER = Sharing((0, 0.0), 8)
-
-
-@pytest.fixture(autouse=True)
-def _one_core() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    zoo.forget()
-    return House(tmp_path_factory.mktemp("loras"))
 
 
 @pytest.mark.parametrize("name", TAKERS)

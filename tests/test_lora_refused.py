@@ -4,7 +4,7 @@ Promised: such a file changes nothing for anybody."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,24 +12,21 @@ import torch
 
 from app.domain.errors import InvalidRequest
 from app.domain.lora import Lora
-from tests import loras, zoo
-from tests.lora_house import House, asked, drawn, engine, with_loras, zoo_pipeline
+from tests import loras
+from tests.lora_house import (
+    House,
+    asked,
+    drawn,
+    engine,
+    house,
+    one_core,
+    with_loras,
+    zoo_pipeline,
+)
+
+__all__ = ["house", "one_core"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _one_core() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    zoo.forget()
-    return House(tmp_path_factory.mktemp("loras"))
 
 
 def wrong_shape(file: Path, house: House) -> None:

@@ -22,7 +22,7 @@ from tests.gateway import Gateway, running_gateway
 CANARY = "kanarienvogel"
 """A word that stands in prompts only."""
 
-LEAKS = re.compile(r'0x[0-9a-f]{6,}|/home/|/tmp/|/root/|/usr/|Traceback|File "')
+LEAKS = re.compile(r'0x[0-9a-f]{6,}|/(?:home|tmp|root|usr)/|Traceback|File "')
 
 
 @dataclass
