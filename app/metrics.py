@@ -33,7 +33,7 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"
 
 
 class Metrics(Onlooker):
-    """One registry of its own. `slots` gives the workers, `by_class` jobs by what they do and priority."""
+    """One registry of its own. `slots` gives the workers, `by_class` counts jobs by state and class."""
 
     def __init__(
         self,
