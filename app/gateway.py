@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from app.authentication import Authenticator
 from app.catalogue import Catalogue
 from app.gpu_scheduler import GpuScheduler
 from app.housekeeping import Housekeeping
@@ -39,6 +40,7 @@ class Gateway:
         keys: KeyRing,
         ledger: Ledger,
         links: Links,
+        authenticator: Authenticator,
         metrics: Metrics,
         tracing: Tracing | None = None,
         *,
@@ -47,6 +49,7 @@ class Gateway:
         self.keys = keys
         self.ledger = ledger
         self.links = links
+        self.authenticator = authenticator
         self.service = service
         self.scheduler = scheduler
         self.metrics = metrics

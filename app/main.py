@@ -30,11 +30,14 @@ from app.api import (
     vision,
 )
 from app.api._access import Doorkeeper
+from app.api._door import Door
 from app.api._gate import Gate, hosts_of
 from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id, say_goodbye
+from app.api._jobs import shown
 from app.api._schema import JOB_HEADERS, RATE_HEADERS, BodySchemas, openapi_config
 from app.api._tracing import Traced
 from app.archive import Archive
+from app.authentication import Authenticator
 from app.catalogue import Catalogue
 from app.domain.events import NumberedEvent
 from app.domain.job import Job
@@ -183,6 +186,13 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
     housekeeping = Housekeeping(
         times, Timings(database), archive, settings.history_limits(), ledger
     )
+    authenticator = Authenticator(
+        ring,
+        links,
+        reception,
+        keyless=settings.keyless,
+        trust_user=settings.trust_user_header,
+    )
     return Gateway(
         service,
         scheduler,
@@ -194,6 +204,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         ring,
         ledger,
         links,
+        authenticator,
         counted,
         tracing,
         reread=partial(read_catalogue, settings),
@@ -249,7 +260,12 @@ def open_loras(settings: Settings, shelf: ModelShelf) -> LoraShelf:
 
 def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
     if job.webhook is not None and (kind := kind_of(numbered)) is not None:
-        webhooks.tell(job.id, job.webhook, kind, jobs.shown(job))
+        webhooks.tell(job.id, job.webhook, kind, shown(job))
+
+
+def other_doors(settings: Settings, gateway: Gateway) -> list[Door]:
+    """The doors that do not speak HTTP, as far as they are wanted."""
+    return []
 
 
 def create_app(settings: Settings, gateway: Gateway) -> Litestar:
@@ -281,13 +297,6 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
     def provide_metrics() -> Metrics:
         return gateway.metrics
 
-    doorkeeper = Doorkeeper(
-        gateway.keys,
-        gateway.links,
-        service.reception,
-        keyless=settings.keyless,
-        trust_user_header=settings.trust_user_header,
-    )
     application = Litestar(
         [
             Router(
@@ -311,7 +320,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             metrics.Counting(gateway.metrics),
             *([Traced(gateway.tracing)] if gateway.tracing else []),
         ],
-        guards=[doorkeeper.check],
+        guards=[Doorkeeper(gateway.authenticator).check],
         lifespan=[parts],
         dependencies={
             "service": Provide(provide_service, sync_to_thread=False),

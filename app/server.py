@@ -8,13 +8,15 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
 
 from app import logs, systemd
+from app.api._door import CannotOpen, Door
 from app.gateway import Gateway
-from app.main import build, create_app
+from app.main import build, create_app, other_doors
 from app.pid_file import InUse, serving_from
 from app.settings import ConfigurationError, Settings
 from app.store.database import StoreRefused
@@ -34,22 +36,42 @@ class _Server(uvicorn.Server):
     get their time it goes on to listen, and answers that it is going.
     """
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        gateway: Gateway,
+        doors: Sequence[Door],
+        drain_seconds: float,
+    ) -> None:
         super().__init__(config)
         self._gateway = gateway
+        self._doors = doors
+        self._opened: list[Door] = []
         self._drain_seconds = drain_seconds
+        self.refused: CannotOpen | None = None
         self._hurried = False
         self._reloading: asyncio.Future[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.should_exit:
+            return
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        try:
+            for door in self._doors:
+                await door.open()
+                self._opened.append(door)
+        except CannotOpen as error:
+            self.refused, self.should_exit = error, True
+            return
         systemd.notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         systemd.notify("STOPPING=1")
         await self._gateway.end_jobs(self._drain_seconds)
+        for door in reversed(self._opened):
+            await door.close()
         await super().shutdown(sockets)
 
     def _reload(self) -> None:
@@ -115,7 +137,10 @@ def _serve(settings: Settings, gateway: Gateway, given: socket.socket | None) ->
     gc.collect()
     gc.freeze()  # what is there now stays: no request waits while the collector looks through it
     _log.info("Easel serves on %s", _address(sock))
-    _Server(config, gateway, settings.drain_seconds).run(sockets=[sock])
+    server = _Server(config, gateway, other_doors(settings, gateway), settings.drain_seconds)
+    server.run(sockets=[sock])
+    if server.refused is not None:
+        raise ConfigurationError(str(server.refused))
 
 
 async def _open(settings: Settings, gateway: Gateway) -> None:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +49,21 @@ class Gateway:
 
 
 @contextmanager
-def running_gateway(data: Path, environment: dict[str, str]) -> Iterator[Gateway]:
+def running_gateway(
+    data: Path, environment: dict[str, str], command: Sequence[str] = ("-m", "app", "serve")
+) -> Iterator[Gateway]:
+    """`command` is what Python is given to run."""
     port = free_port()
     log = data / "log.txt"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--port", str(port)],
-            env={**os.environ, "EASEL_DATA_DIR": str(data), **environment},
+            [sys.executable, *command],
+            env={
+                **os.environ,
+                "EASEL_DATA_DIR": str(data),
+                "EASEL_PORT": str(port),
+                **environment,
+            },
             stderr=file,
             stdout=file,
         )

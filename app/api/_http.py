@@ -18,8 +18,8 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ExceptionHandlersMap, Message, Receive, Scope, Send
 from ulid import ULID
 
+from app.api._jobs import error_of
 from app.domain import errors
-from app.domain.events import Expired, Failed, JobCancelled, NumberedEvent
 from app.domain.job import Job
 from app.reception import Rate
 from app.service import ImageService
@@ -253,32 +253,6 @@ async def wait_for(
     if (error := error_of(job)) is not None:
         raise error
     return True
-
-
-async def events_of(service: ImageService, job: Job) -> AsyncIterator[NumberedEvent]:
-    """All events of a job, to one that is terminal: a failure, when the server ends before the job."""
-    number, now = 0, job.created
-    try:
-        async for numbered in service.follow(job.id):
-            number, now = numbered.number, numbered.timestamp
-            yield numbered
-    except errors.Unavailable as error:
-        yield NumberedEvent(number + 1, now, Failed(error.code, error.message))
-
-
-def error_in(event: Failed | Expired | JobCancelled) -> errors.EaselError:
-    """What a job ended with that did not end well."""
-    if isinstance(event, JobCancelled):
-        return errors.Cancelled("The job was cancelled.")
-    param = event.param if isinstance(event, Failed) else None
-    return errors.error_from(event.code, event.message, param)
-
-
-def error_of(job: Job) -> errors.EaselError | None:
-    """What an ended job ended with, if not well."""
-    if job.status in ("failed", "expired"):
-        return job.error
-    return errors.Cancelled("The job was cancelled.") if job.status == "cancelled" else None
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 from litestar import Request
 
-from app.api._access import Connection, caller_of, keyless
+from app.api._access import Connection, caller_of, user_of
 from app.api._http import DoorSettings
+from app.authentication import keyless
+from app.domain.access import Caller
 from app.domain.errors import NotFound
 from app.domain.job import Job
 from app.service import ImageService
@@ -21,15 +23,20 @@ def owner_of(request: Request[Any, Any, Any], doors: DoorSettings) -> str:
     `X-OpenWebUI-User-Id` (a name of odd letters is none)."""
     if "easel_caller" in request.scope.get("state", {}):
         return caller_of(request).owner
-    return keyless(request, doors.trust_user_header).owner
+    return keyless(user_of(request), trust=doors.trust_user_header).owner
 
 
 async def own_job(connection: Connection, service: ImageService, job_id: str) -> Job:
     """A job that the caller may see. Raises NotFound, StoreUnavailable."""
+    return await visible_job(service, caller_of(connection), job_id)
+
+
+async def visible_job(service: ImageService, caller: Caller, job_id: str) -> Job:
+    """The same, of any door. Raises NotFound, StoreUnavailable."""
     if not (job_id.isascii() and job_id.isalnum()):  # no id of ours
         raise NotFound("There is no such job.", param="id")
     job = await service.job(job_id)
-    if not caller_of(connection).sees(job.owner):
+    if not caller.sees(job.owner):
         raise NotFound("There is no such job.", param="id")
     return job
 

@@ -24,7 +24,8 @@ from app.api._access import caller_of as caller_of_route
 from app.api._access import credential
 from app.api._control import ControlFields
 from app.api._fields import PictureFields
-from app.api._http import DoorSettings, events_of, require_json, wait_for
+from app.api._http import DoorSettings, require_json, wait_for
+from app.api._jobs import events_of
 from app.api._lora_shapes import WebUiLora
 from app.api._models import at_hand
 from app.api._owner import owner_of

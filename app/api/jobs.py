@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 import msgspec
-import pybase64
 from litestar import Request, WebSocket, delete, get, post, put, websocket
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
@@ -17,12 +16,12 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from app.api._access import caller_of
 from app.api._fields import PictureFields
 from app.api._http import DoorSettings, EventStream, require_json, sse
+from app.api._jobs import shown, told
 from app.api._owner import own_job, owner_of
 from app.api._schema import BODY, EVENTS, LAST_EVENT_ID, SUBMITS, answers
 from app.api._shapes import Estimate, Forgotten, JobList, JobShown
 from app.attendance import FOREVER
 from app.domain.errors import EaselError, InvalidRequest, NotFound, Unavailable
-from app.domain.events import NumberedEvent, Queued
 from app.domain.job import Job, Status
 from app.service import ImageService
 from app.store.history import Past, Wanted
@@ -258,7 +257,7 @@ async def _send_all(
         after = _number(socket.query_params.get("after", "0"), "after")
         await own_job(socket, service, job_id)
         async for numbered in service.follow(job_id, after):
-            name, data = _told(job_id, numbered)
+            name, data = told(job_id, numbered)
             message = {"id": numbered.number, "event": name, "data": data}
             await socket.send_data(msgspec.json.encode(message).decode(), mode="text")
     except NotFound as error:
@@ -285,8 +284,8 @@ def _number(given: str, param: str) -> int:
 async def _frames(service: ImageService, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
     with contextlib.suppress(Unavailable):  # no terminal event: the client comes again for the rest
         async for numbered in service.follow(job_id, after):
-            name, told = _told(job_id, numbered)
-            yield sse(name, told, id=numbered.number)
+            name, data = told(job_id, numbered)
+            yield sse(name, data, id=numbered.number)
 
 
 async def _feed(service: ImageService, owner: str) -> AsyncGenerator[bytes, None]:
@@ -296,18 +295,8 @@ async def _feed(service: ImageService, owner: str) -> AsyncGenerator[bytes, None
             yield sse("job", shown(news))
         else:
             job, numbered = news
-            name, told = _told(job.id, numbered)
-            yield sse(name, {"number": numbered.number, **told})
-
-
-def _told(job_id: str, numbered: NumberedEvent) -> tuple[str, dict[str, Any]]:
-    told: dict[str, Any] = msgspec.to_builtins(numbered.event, builtin_types=(bytes,))
-    name = told.pop("type")
-    if told.get("preview"):
-        told["preview"] = pybase64.b64encode(told["preview"]).decode("ascii")
-    if isinstance(numbered.event, Queued):
-        told |= {"phase": "queued"}
-    return name, told | {"job_id": job_id, "timestamp": numbered.timestamp}
+            name, data = told(job.id, numbered)
+            yield sse(name, {"number": numbered.number, **data})
 
 
 @post(
@@ -343,45 +332,6 @@ def _shown_past(past: Past) -> dict[str, Any]:
         if picture.state == "not_stored":
             states["not_stored"].append(picture.id)
     return {**shown(past.job), "tags": past.tags, **states}
-
-
-def shown(job: Job) -> dict[str, Any]:
-    """A job as every route of this door tells it."""
-    request = job.request
-    error: dict[str, Any] | None = None
-    if job.error_code:
-        error = {"code": job.error_code, "message": job.error_message}
-    return {
-        "id": job.id,
-        "status": job.status,
-        "door": job.door,
-        "owner": job.owner,
-        "created": job.created,
-        "model": request.model,
-        "requested_model": request.asked,
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "size": request.size,
-        "n": request.n,
-        "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "sampler": request.sampler,
-        "style": request.style,
-        "loras": [{"name": one.name, "scale": one.scale} for one in request.loras],
-        "seed": request.seed,
-        "progress": job.progress,
-        "fraction": job.fraction,
-        "eta_seconds": job.eta_seconds,
-        "message": job.message,
-        "step": job.step,
-        "total_steps": job.total_steps,
-        "attempt": job.attempt,
-        "queue_position": job.position,
-        "images": [job.images[index].image_id for index in sorted(job.images)],
-        "priority": job.terms.priority,
-        "deadline": job.terms.deadline,
-        "error": error,
-    }
 
 
 HANDLERS = [

@@ -11,7 +11,8 @@ import msgspec
 import pybase64
 from litestar import Request
 
-from app.api._http import envelope_of, error_in, events_of, sse
+from app.api._http import envelope_of, sse
+from app.api._jobs import error_in, events_of
 from app.domain.events import (
     Expired,
     Failed,

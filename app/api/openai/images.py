@@ -17,10 +17,10 @@ from app.api._http import (
     EventStream,
     LongAnswer,
     envelope_of,
-    error_of,
     require_json,
     wait_for,
 )
+from app.api._jobs import error_of
 from app.api._owner import owner_of
 from app.api._schema import (
     EVENTS,
