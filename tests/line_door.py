@@ -65,7 +65,7 @@ if __name__ == "__main__":
     from app import server
     from app.settings import ConfigurationError, Settings, load_settings
 
-    def with_lines(_: Settings, gateway: Gateway) -> list[Door]:
+    def with_lines(settings: Settings, gateway: Gateway) -> list[Door]:
         return [LineDoor(gateway.service, gateway.authenticator, int(sys.argv[1]))]
 
     server.other_doors = with_lines  # type: ignore[attr-defined]
