@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
-from litestar import Litestar, Request, Response
+from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.datastructures import MutableScopeHeaders
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
-from litestar.response.base import ASGIResponse
-from litestar.types import ExceptionHandlersMap, Message, Receive, Scope, Send
+from litestar.types import ExceptionHandlersMap, Message, Receive, Scope
 from ulid import ULID
 
 from app.api._jobs import error_of
@@ -215,7 +214,7 @@ def require_json(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHan
 # -- clients that leave ----------------------------------------------------------------------------
 
 
-async def _hang_up(receive: Receive) -> None:
+async def hang_up(receive: Receive) -> None:
     """Return when the client has left. The body must have been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -239,7 +238,7 @@ async def wait_for(
     """
     service.attend(job)
     ended = asyncio.create_task(service.wait(job.id))
-    left = asyncio.create_task(_hang_up(request.receive))
+    left = asyncio.create_task(hang_up(request.receive))
     try:
         await asyncio.wait({ended, left}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         if left.done() and not ended.done():
@@ -248,125 +247,15 @@ async def wait_for(
             return False
         ended.result()
     finally:
-        await _end(ended, left)
+        await end(ended, left)
         await service.leave(job)
     if (error := error_of(job)) is not None:
         raise error
     return True
 
 
-async def _end(*tasks: asyncio.Task[Any]) -> None:
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel them, and see to it that they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# -- server-sent events ----------------------------------------------------------------------------
-
-
-def sse(event: str, data: object, id: int | None = None) -> bytes:
-    """One frame. `id` is left out on OpenAI's streams: their Python SDK breaks on comments after it."""
-    head = f"id: {id}\n" if id is not None else ""
-    return f"{head}event: {event}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
-
-
-class LongAnswer(Response[bytes]):
-    """An answer that is sent piece by piece, and is sure to be cleaned up.
-
-    `pieces` are sent as they come, and `heartbeat` whenever none comes for `interval` seconds. However
-    it ends (all sent, client gone, task cancelled while sending), the generator is closed and then
-    `on_close` awaited. Litestar's own `Stream` leaves a generator that is blocked in `send` to the
-    garbage collector, where a job would go on drawing for nobody.
-    """
-
-    def __init__(
-        self,
-        pieces: AsyncGenerator[bytes, None],
-        *,
-        media_type: str,
-        heartbeat: bytes,
-        interval: float,
-        on_close: Callable[[], Awaitable[object]] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(b"")
-        self._sending = _Sending(
-            headers={**_NOT_BUFFERED, **(headers or {})}, media_type=media_type
-        )
-        self._sending.pieces = with_heartbeat(pieces, heartbeat, interval)
-        self._sending.on_close = [self._sending.pieces.aclose, pieces.aclose]
-        if on_close is not None:
-            self._sending.on_close.append(on_close)
-
-    def to_asgi_response(
-        self, app: Litestar | None, request: Request[Any, Any, Any], **_: Any
-    ) -> ASGIResponse:
-        return self._sending
-
-
-_NOT_BUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-
-
-class EventStream(LongAnswer):
-    """A `text/event-stream`, with comments as heartbeat. See `LongAnswer`."""
-
-    def __init__(
-        self,
-        frames: AsyncGenerator[bytes, None],
-        *,
-        heartbeat: float,
-        on_close: Callable[[], Awaitable[object]] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(
-            frames,
-            media_type="text/event-stream",
-            heartbeat=b": heartbeat\n\n",
-            interval=heartbeat,
-            on_close=on_close,
-            headers=headers,
-        )
-
-
-class _Sending(ASGIResponse):
-    _should_set_content_length = False
-    pieces: AsyncGenerator[bytes, None]
-    on_close: list[Callable[[], Awaitable[object]]]
-
-    async def send_body(self, send: Send, receive: Receive) -> None:
-        sending = asyncio.create_task(self._send_all(send))
-        left = asyncio.create_task(_hang_up(receive))
-        try:
-            await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-        finally:
-            await _end(sending, left)
-            for close in self.on_close:
-                await close()
-
-    async def _send_all(self, send: Send) -> None:
-        async for piece in self.pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def with_heartbeat(
-    pieces: AsyncIterator[bytes], heartbeat: bytes, interval: float
-) -> AsyncGenerator[bytes, None]:
-    """`pieces`, and `heartbeat` for every `interval` seconds in which there is none."""
-    upcoming = asyncio.ensure_future(anext(pieces, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait({upcoming}, timeout=interval)
-            if not done:
-                yield heartbeat
-                continue
-            piece = upcoming.result()
-            if piece is None:
-                return
-            upcoming = asyncio.ensure_future(anext(pieces, None))
-            yield piece
-    finally:
-        upcoming.cancel()
-        await asyncio.gather(upcoming, return_exceptions=True)

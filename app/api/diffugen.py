@@ -13,11 +13,12 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import JSONBody
 
 from app.api._fields import PictureFields
-from app.api._http import DoorSettings, EventStream, require_json, sse, wait_for
+from app.api._http import DoorSettings, require_json, wait_for
 from app.api._jobs import events_of
 from app.api._owner import owner_of
 from app.api._schema import EVENTS, SUBMITS, WAITS, answers
 from app.api._shapes import DiffuGenAnswer
+from app.api._streams import EventStream, sse
 from app.domain.events import (
     Expired,
     Failed,

@@ -15,11 +15,12 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from app.api._access import caller_of
 from app.api._fields import PictureFields
-from app.api._http import DoorSettings, EventStream, require_json, sse
+from app.api._http import DoorSettings, require_json
 from app.api._jobs import shown, told
 from app.api._owner import own_job, owner_of
 from app.api._schema import BODY, EVENTS, LAST_EVENT_ID, SUBMITS, answers
 from app.api._shapes import Estimate, Forgotten, JobList, JobShown
+from app.api._streams import EventStream, sse
 from app.attendance import FOREVER
 from app.domain.errors import EaselError, InvalidRequest, NotFound, Unavailable
 from app.domain.job import Job, Status

@@ -19,12 +19,13 @@ from msgspec.structs import replace
 
 import app
 from app.api._fields import PictureFields
-from app.api._http import DoorSettings, EventStream, require_json, sse, wait_for
+from app.api._http import DoorSettings, require_json, wait_for
 from app.api._models import at_hand
 from app.api._owner import owner_of
 from app.api._pictures import to_base64
 from app.api._schema import EVENTS, WAITS, answers
 from app.api._shapes import VisionBanner, VisionLoaded, VisionModel, VisionPicture
+from app.api._streams import EventStream, sse
 from app.domain.errors import InvalidRequest, UnknownModel
 from app.domain.events import (
     Expired,

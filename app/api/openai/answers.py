@@ -11,8 +11,9 @@ import msgspec
 import pybase64
 from litestar import Request
 
-from app.api._http import envelope_of, sse
+from app.api._http import envelope_of
 from app.api._jobs import error_in, events_of
+from app.api._streams import sse
 from app.domain.events import (
     Expired,
     Failed,

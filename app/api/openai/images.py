@@ -12,14 +12,7 @@ from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from app.api._http import (
-    DoorSettings,
-    EventStream,
-    LongAnswer,
-    envelope_of,
-    require_json,
-    wait_for,
-)
+from app.api._http import DoorSettings, envelope_of, require_json, wait_for
 from app.api._jobs import error_of
 from app.api._owner import owner_of
 from app.api._schema import (
@@ -33,6 +26,7 @@ from app.api._schema import (
     answers,
 )
 from app.api._shapes import Pictures
+from app.api._streams import EventStream, LongAnswer
 from app.api.openai.answers import Operation, openai_frames, progress_frames, whole_answer
 from app.api.openai.bodies import (
     EditBody,
