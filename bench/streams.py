@@ -23,6 +23,9 @@ from bench.stats import Row, percentile, tail
 
 _TIME = re.compile(rb'"timestamp": ?([0-9.]+)')
 
+_OPENING = 4.0
+"""Seconds over which the streams are opened."""
+
 
 def run(*, quick: bool) -> tuple[list[Row], bool]:
     jobs, steps = (4, 30) if quick else (20, 60)
@@ -79,7 +82,10 @@ async def _followed(port: int, front: int, jobs: int, steps: int, each: int) -> 
         body = {"prompt": f"{number}", "model": "slow", "num_inference_steps": steps + 3 * number}
         ids.append(json.loads(client.ask("POST", "/jobs", body))["id"])
         await asyncio.sleep(1 / jobs)
-    followers = [asyncio.create_task(_follow(front, one)) for one in ids for _ in range(each)]
+    followers = []
+    for one in ids:
+        followers += [asyncio.create_task(_follow(front, one)) for _ in range(each)]
+        await asyncio.sleep(_OPENING / jobs)  # what is measured is open streams, not their opening
     await asyncio.sleep(steps / 12)
     during = _memory(port)
     seen = await asyncio.gather(*followers)

@@ -63,6 +63,7 @@ class Entry(msgspec.Struct, eq=False, kw_only=True):
     attempt: int = 1
     deaths: int = 0
     told_position: int = 0
+    told_at: float = 0.0
     slot: str = ""
     rank: tuple[int, float] = (0, 0.0)
     loaded: bool = False
