@@ -18,6 +18,7 @@ from app.api import (
     a1111,
     controls,
     diffugen,
+    generate_ws,
     health,
     jobs,
     keys,
@@ -297,6 +298,9 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
     def provide_metrics() -> Metrics:
         return gateway.metrics
 
+    def provide_authenticator() -> Authenticator:
+        return gateway.authenticator
+
     application = Litestar(
         [
             Router(
@@ -305,6 +309,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
                 request_max_body_size=settings.max_upload,
             ),
             *diffugen.HANDLERS,
+            *generate_ws.HANDLERS,
             a1111.door(a1111.Console(service), settings.max_upload),
             vision.door(vision.Desk(service)),
             *controls.HANDLERS,
@@ -326,6 +331,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             "service": Provide(provide_service, sync_to_thread=False),
             "doors": Provide(provide_doors, sync_to_thread=False),
             "metrics": Provide(provide_metrics, sync_to_thread=False),
+            "authenticator": Provide(provide_authenticator, sync_to_thread=False),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         before_send=[add_request_id, say_goodbye(lambda: gateway.scheduler.closing)],

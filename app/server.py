@@ -127,6 +127,7 @@ def _serve(settings: Settings, gateway: Gateway, given: socket.socket | None) ->
         log_config=None,
         access_log=False,
         server_header=False,
+        ws_per_message_deflate=False,  # what is large is pictures, which are as small as they get
         timeout_graceful_shutdown=_LAST_GOODBYES,
     )
     sock = given or config.bind_socket()

@@ -10,7 +10,14 @@ import json
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from app.api._control import ControlFields, read
 from app.domain.errors import InvalidRequest
@@ -178,3 +185,10 @@ class PictureFields(BaseModel):
             raise InvalidRequest('size must be like "512x512", or "auto".', param="size")
         width, height = int(match[1]), int(match[2])
         return self.width or width, self.height or height
+
+
+def refused(error: ValidationError) -> InvalidRequest:
+    """The first of the mistakes in a body."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "body"
+    return InvalidRequest(f"{name}: {first['msg']}.", param=name)

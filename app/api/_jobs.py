@@ -40,10 +40,15 @@ def error_of(job: Job) -> errors.EaselError | None:
     return errors.Cancelled("The job was cancelled.") if job.status == "cancelled" else None
 
 
-def told(job_id: str, numbered: NumberedEvent) -> tuple[str, dict[str, Any]]:
+def told(
+    job_id: str, numbered: NumberedEvent, *, previews: bool = True
+) -> tuple[str, dict[str, Any]]:
+    """An event's name, and the rest of it in JSON: a preview in base64, where wanted."""
     data: dict[str, Any] = msgspec.to_builtins(numbered.event, builtin_types=(bytes,))
     name = data.pop("type")
-    if data.get("preview"):
+    if not previews:
+        data.pop("preview", None)
+    elif data.get("preview"):
         data["preview"] = pybase64.b64encode(data["preview"]).decode("ascii")
     if isinstance(numbered.event, Queued):
         data |= {"phase": "queued"}

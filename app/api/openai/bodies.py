@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from pydantic import Field, ValidationError, model_validator
 
 from app.api._control import IMAGE, gathered, with_picture
-from app.api._fields import PictureFields
+from app.api._fields import PictureFields, refused
 from app.api._pictures import checked, upright_size
 from app.domain.errors import InvalidRequest
 from app.domain.request import Arguments
@@ -165,13 +165,6 @@ async def _picture(value: object, param: str) -> bytes:
     if not isinstance(value, UploadFile):
         raise InvalidRequest(f"{param} must be a file.", param=param)
     return checked(await value.read(), param)
-
-
-def refused(error: ValidationError) -> InvalidRequest:
-    """The first of the mistakes in a body."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else "body"
-    return InvalidRequest(f"{name}: {first['msg']}.", param=name)
 
 
 def attempt_of(request: Request[Any, Any, Any], digest: str, owner: str) -> Attempt:

@@ -10,14 +10,14 @@ from litestar.exceptions import HTTPException
 from msgspec.structs import replace
 from pydantic import ValidationError
 
-from app.api._fields import PictureFields
+from app.api._fields import PictureFields, refused
 from app.api._http import DoorSettings, wait_for
 from app.api._owner import owner_of
 from app.api._pictures import from_base64, upright_size
 from app.api._schema import JOB_HEADERS, WAITS, answers
 from app.api._shapes import Pictures, UpscalerList
 from app.api.openai.answers import whole_answer
-from app.api.openai.bodies import Upload, refused
+from app.api.openai.bodies import Upload
 from app.domain.errors import InvalidRequest, UnknownModel
 from app.domain.request import Arguments
 from app.domain.upscaling import LANCZOS
