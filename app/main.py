@@ -23,6 +23,7 @@ from app.api import (
     jobs,
     keys,
     loras,
+    mcp,
     metrics,
     model_files,
     openai,
@@ -272,6 +273,7 @@ def other_doors(settings: Settings, gateway: Gateway) -> list[Door]:
 def create_app(settings: Settings, gateway: Gateway) -> Litestar:
     """The web application over what `build` made, which starts and stops with it."""
     service = gateway.service
+    agents = mcp.Agents(service, gateway.authenticator, max_body=settings.max_upload)
 
     @asynccontextmanager
     async def parts(_: Litestar) -> AsyncIterator[None]:
@@ -279,6 +281,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             await gateway.start()
             yield
         finally:
+            await agents.close()
             await gateway.close()
 
     def provide_service() -> ImageService:
@@ -317,6 +320,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *styles.HANDLERS,
             *model_files.HANDLERS,
             *loras.HANDLERS,
+            mcp.door(agents),
             *health.HANDLERS,
             keys.door(keys.KeyDesk(gateway.keys, gateway.ledger)),
             *metrics.HANDLERS,

@@ -53,7 +53,7 @@ def running_gateway(
     data: Path, environment: dict[str, str], command: Sequence[str] = ("-m", "app", "serve")
 ) -> Iterator[Gateway]:
     """`command` is what Python is given to run."""
-    port = free_port()
+    port = int(environment.get("EASEL_PORT") or free_port())
     log = data / "log.txt"
     with log.open("wb") as file:
         process = subprocess.Popen(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from litestar import Litestar
 from litestar.handlers import WebsocketRouteHandler
-from litestar.routes import HTTPRoute, WebSocketRoute
+from litestar.routes import ASGIRoute, HTTPRoute, WebSocketRoute
 
 _HEAD = """\
 # Written by `easel nginx`, of the routes that this version has. Do not edit: a change of `max_body` or
@@ -41,7 +41,8 @@ def _streams(app: Litestar) -> Iterator[str]:
             if any("text/event-stream" in (one.content or {}) for one in answers.values()):  # type: ignore[union-attr]
                 yield path
     for route in app.routes:
-        if isinstance(route, WebSocketRoute):
+        mounted = isinstance(route, ASGIRoute) and route.route_handler.opt.get("streams")
+        if isinstance(route, WebSocketRoute) or mounted:
             yield route.path_format
 
 
@@ -55,6 +56,8 @@ def _largest_bodies(app: Litestar) -> dict[str, int]:
             for handler in handlers
             if not isinstance(handler, WebsocketRouteHandler)
         ]
+        if isinstance(route, ASGIRoute):
+            sizes = [route.route_handler.opt.get("max_body")]
         found = [size for size in sizes if isinstance(size, int)]
         largest[route.path_format] = max([*found, largest.get(route.path_format, 0)])
     return largest

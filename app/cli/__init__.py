@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.cli import (
+    agents,
     controls,
     drawing,
     history,
@@ -19,6 +20,7 @@ from app.cli._shell import shell, stop
 from app.settings import ConfigurationError
 
 __all__ = [
+    "agents",
     "controls",
     "drawing",
     "history",
