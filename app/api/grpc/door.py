@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from app.api._door import CannotOpen
 from app.api.grpc import starweave_pb2 as pb
-from app.api.grpc.calls import Calls
+from app.api.grpc.calls import Calls, Context
 from app.api.grpc.images import ImageGeneration
 from app.api.grpc.jobs import Jobs
 from app.service import ImageService
@@ -64,7 +65,7 @@ class GrpcDoor:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ]
         self._server: grpc.aio.Server | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = _Health(self._look)
         self._looking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -114,7 +115,13 @@ class GrpcDoor:
             return None
         certificate, key = self._tls
         try:
+            # gRPC itself would only say that the port cannot be used.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
             return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+        except ssl.SSLError as error:
+            raise CannotOpen(
+                "grpc_certificate and grpc_key are no certificate and its open key in PEM"
+            ) from error
         except OSError as error:
             raise CannotOpen(f"grpc_certificate or grpc_key cannot be read: {error}") from error
 
@@ -129,6 +136,20 @@ class GrpcDoor:
         status = _SERVING if self._service.ready else _NOT_SERVING
         for name in ("", IMAGES.full_name):
             await self._health.set(name, status)
+
+
+class _Health(health.aio.HealthServicer):
+    """Whoever asks is told how it stands at that moment; who watches, soon after it changed."""
+
+    def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self._look = look
+
+    async def Check(  # noqa: N802 - the library's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        await self._look()
+        return await super().Check(request, context)
 
 
 def _handlers(
