@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -68,3 +71,10 @@ def test_the_client_is_at_fault_at_both_doors_or_at_none() -> None:
         if STATUS[code] in {400, 401, 403, 404}:
             assert status not in ours, code
     assert CODES[QueueFull.code] is StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_the_docs_tell_of_every_code() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "grpc.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+) \|$", text, re.MULTILINE)
+    told = {code: status for status, codes in rows for code in re.findall(r"`([a-z_]+)`", codes)}
+    assert told == {code: status.name for code, status in CODES.items()}

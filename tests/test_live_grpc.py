@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -114,7 +118,7 @@ def test_zero_is_a_seed_and_absent_is_none(client: Client) -> None:
     assert again.metadata.seed == drawn[0]
 
 
-def test_a_client_made_of_the_contract_alone(client: Client, tmp_path: Any) -> None:
+def test_a_client_made_of_the_contract_alone(client: Client, tmp_path: Path) -> None:
     """Its messages have no presence: what it does not set is not sent, and is the default here."""
     (tmp_path / "seed.proto").write_text(SEED)
     made = tmp_path / "seed.bin"
@@ -153,6 +157,7 @@ def test_progress_only_grows_and_ends_with_the_picture(client: Client) -> None:
     told = [event.progress for event in events if event.HasField("progress")]
     progress = [one.progress for one in told]
     assert (progress, progress[-1]) == (sorted(progress), 100.0)
+    assert {one.HasField("fraction") for one in told if one.phase == "queued"} == {False}
     fractions = [one.fraction for one in told if one.phase != "queued"]
     assert (fractions, fractions[-1]) == (sorted(fractions), 1.0)
     assert [one.step for one in told if one.HasField("step")][:6] == [1, 2, 3, 4, 5, 6]
@@ -413,6 +418,27 @@ def test_calls_are_counted_and_written_down_without_their_words(
     assert told[f'easel_grpc_calls_total{{code="OK",method="{method}"}}'] >= 1
     assert told['easel_grpc_calls_total{code="UNIMPLEMENTED",method="unknown"}'] == 1
     assert told['easel_jobs_total{door="grpc",model="sketch",status="succeeded"}'] >= 1
+
+
+def test_the_client_of_the_docs_draws(serving: tuple[Gateway, int], tmp_path: Path) -> None:
+    text = (PROTO.parents[3] / "docs" / "grpc.md").read_text("utf-8")
+    make, client = (
+        text.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("sh", "python")
+    )
+    command = shlex.split(make.splitlines()[-1].replace("app/api/grpc", str(PROTO.parent)))
+    subprocess.run([sys.executable, *command[1:]], check=True, cwd=tmp_path, timeout=60)
+    (tmp_path / "client.py").write_text(client.replace("50051", str(serving[1])))
+    done = subprocess.run(
+        [sys.executable, "client.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert colour_at(pixels((tmp_path / "circle.png").read_bytes()), 0.5, 0.5) == "red"
+    assert "100.0 %" in done.stdout
+    assert " 42 " in done.stdout
 
 
 def test_the_contract_lies_in_one_place() -> None:
