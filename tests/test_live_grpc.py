@@ -414,6 +414,7 @@ def test_calls_are_counted_and_written_down_without_their_words(
     assert (line["client"], line["seconds"] > 0, "key" in line) == ("127.0.0.1", True, False)
     assert CANARY not in log
     assert not [one for one in lines if "Health" in one.get("method", "")]
+    assert {one["client"] for one in lines if one["event"] == "call"} == {"127.0.0.1"}
     told = figures(http)
     assert told[f'easel_grpc_calls_total{{code="OK",method="{method}"}}'] >= 1
     assert told['easel_grpc_calls_total{code="UNIMPLEMENTED",method="unknown"}'] == 1

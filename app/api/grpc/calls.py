@@ -55,13 +55,16 @@ ACCESS: dict[str, Access] = {
 COUNTED = tuple(name for name in ACCESS if name.startswith(f"{_IMAGES}Generate"))
 """Requests that count against a key's limit."""
 
+_ENDLESS = (f"{_HEALTH}Watch", REFLECTION)
+"""Calls that go on until somebody ends them."""
+
 _UNKNOWN = "unknown"
 _USER = "x-openwebui-user-id"
 _FREE = 1 << 20
 """Bytes of a message that are not counted among the pictures that arrive."""
 
 _LAST_WORDS = 2.0
-"""Seconds that calls get to be told of the end."""
+"""Seconds that calls get to end by themselves, and again after they were told to."""
 
 _GOING = "The server is shutting down."
 
@@ -80,6 +83,7 @@ class Call:
         self.rate: Rate | None = None
         self.refused: EaselError | None = None
         self.held = 0
+        self.client = ""
 
     @property
     def told(self) -> list[tuple[str, str]]:
@@ -113,7 +117,7 @@ class Calls(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._trust_user = trust_user
         self._log_requests = log_requests
-        self._going_on: set[asyncio.Task[Any]] = set()
+        self._going_on: dict[asyncio.Task[Any], Call] = {}
         self._ended = False
 
     async def intercept_service(
@@ -172,13 +176,20 @@ class Calls(grpc.aio.ServerInterceptor):
         call.held = 0
 
     async def close(self) -> None:
-        """End what goes on, with UNAVAILABLE; let nobody in any more."""
+        """Let nobody in any more. Who waited for a job is told what became of it; what then still goes
+        on ends with UNAVAILABLE."""
         self._ended = True
-        going_on = set(self._going_on)
-        for task in going_on:
+        for task, call in self._going_on.items():
+            if call.method in _ENDLESS:
+                task.cancel()
+        await self._last_words()
+        for task in self._going_on:
             task.cancel()
-        if going_on:
-            await asyncio.wait(going_on, timeout=_LAST_WORDS)
+        await self._last_words()
+
+    async def _last_words(self) -> None:
+        if self._going_on:
+            await asyncio.wait(tuple(self._going_on), timeout=_LAST_WORDS)
 
     # -- around the handlers -----------------------------------------------------------------------
 
@@ -236,12 +247,15 @@ class Calls(grpc.aio.ServerInterceptor):
         await self._guarded(context, work())
 
     async def _unimplemented(self, _: Any, context: Context) -> None:
-        self._tell(_CALL.get(), context, StatusCode.UNIMPLEMENTED, 0.0)
+        call = _CALL.get()
+        call.client = _address(context.peer())
+        self._tell(call, StatusCode.UNIMPLEMENTED, 0.0)
         await context.abort(StatusCode.UNIMPLEMENTED, "There is no such method.")
 
     async def _guarded(self, context: Context, work: Awaitable[Any]) -> Any:
         """What the work gives; an error ends the call with its status."""
         call, began, code = _CALL.get(), time.monotonic(), StatusCode.OK
+        call.client = _address(context.peer())  # who has left has no address any more
         try:
             return await self._done(call, work)
         except EaselError as error:
@@ -255,13 +269,13 @@ class Calls(grpc.aio.ServerInterceptor):
             code = StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED
             raise
         finally:
-            self._tell(call, context, code, time.monotonic() - began)
+            self._tell(call, code, time.monotonic() - began)
 
     async def _done(self, call: Call, work: Awaitable[Any]) -> Any:
         """What the work gives. Raises EaselError for whatever goes wrong; a client that leaves, or his
         deadline, cancels it."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._going_on.add(task)
+        self._going_on[task] = call
         try:
             return await work
         except asyncio.CancelledError:
@@ -273,15 +287,15 @@ class Calls(grpc.aio.ServerInterceptor):
             raise
         except (
             Exception
-        ) as error:  # broad: whatever it is, the client gets an answer, the log a line
+        ) as error:  # broad: whatever it is, there is an answer and a line in the log
             _log.error("call %s failed", call.id, exc_info=error)
             text = f"The server made a mistake. Its log tells more about {call.id}."
             raise EaselError(text) from error
         finally:
-            self._going_on.discard(task)
+            del self._going_on[task]
             self.taken_in()
 
-    def _tell(self, call: Call, context: Context, code: StatusCode, seconds: float) -> None:
+    def _tell(self, call: Call, code: StatusCode, seconds: float) -> None:
         self._metrics.called(call.method, code.name)
         if not self._log_requests or call.method.startswith(_HEALTH):
             return
@@ -290,7 +304,7 @@ class Calls(grpc.aio.ServerInterceptor):
             "code": code.name,
             "seconds": round(seconds, 4),
             "request_id": call.id,
-            "client": _address(context.peer()),
+            "client": call.client,
         }
         if call.caller is not None and call.caller.key:
             told["key"] = call.caller.key

@@ -32,8 +32,8 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _LOOK = 0.25
 """Seconds between two looks at whether a picture can be made."""
 
-_GRACE = 2.0
-"""Seconds that last answers get to be sent."""
+_GRACE = 5.0
+"""Seconds after which calls are cut off that did not end when they were told to."""
 
 
 class GrpcDoor:
