@@ -4,6 +4,7 @@ knows nothing but the server's reflection."""
 from __future__ import annotations
 
 import importlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -23,6 +25,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from grpc_status import rpc_status
+from PIL import Image
 
 from tests.gateway import Gateway, free_port, running_gateway
 
@@ -194,3 +197,12 @@ def serving_grpc(data: Path, environment: dict[str, str]) -> Iterator[tuple[Gate
     port = free_port()
     with running_gateway(data, {**environment, "EASEL_GRPC_PORT": str(port)}) as gateway:
         yield gateway, port
+
+
+def noise(side: int) -> bytes:
+    """A PNG with about three bytes for each pixel of a square."""
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

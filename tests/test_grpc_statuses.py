@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,12 @@ def test_the_client_is_at_fault_at_both_doors_or_at_none() -> None:
         if STATUS[code] in {400, 401, 403, 404}:
             assert status not in ours, code
     assert CODES[QueueFull.code] is StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_door_that_is_not_wanted_is_not_loaded() -> None:
+    asked = "import sys, app.server; print('grpc' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_docs_tell_of_every_code() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import shlex
 import subprocess
@@ -21,10 +20,19 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from grpc_tools import protoc
-from PIL import Image
 
 from tests.gateway import Gateway
-from tests.grpc_clients import PROTO, Client, Curl, Stubs, refusal, refusal_of, serving_grpc, stubs
+from tests.grpc_clients import (
+    PROTO,
+    Client,
+    Curl,
+    Stubs,
+    noise,
+    refusal,
+    refusal_of,
+    serving_grpc,
+    stubs,
+)
 from tests.pictures import colour_at, corners, pixels
 from tests.test_live_metrics import figures
 
@@ -224,14 +232,6 @@ def test_a_picture_is_drawn_from_a_picture(client: Client, http: httpx.Client) -
     assert np.array_equal(pixels(answer.image_data), there)
 
 
-def noise(side: int) -> bytes:
-    random = np.random.default_rng(0)
-    picture = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
 # -- clients that leave ----------------------------------------------------------------------------
 
 
@@ -309,7 +309,7 @@ def test_a_job_of_here_is_watched_and_cancelled_over_http(
     assert (told.code, told.reason) == (StatusCode.CANCELLED, "cancelled")
 
 
-def test_a_job_is_found_with_its_pictures(client: Client) -> None:
+def test_a_job_is_found_with_its_pictures(client: Client, http: httpx.Client) -> None:
     drawn = client.images.GenerateImage(client.request(seed=4, **SMALL))
     bare, whole = (
         client.job(drawn.request_id, with_images=with_images) for with_images in (False, True)
@@ -319,6 +319,9 @@ def test_a_job_is_found_with_its_pictures(client: Client) -> None:
     assert [one.image_data for one in whole.images] == [drawn.image_data]
     events = list(client.watch(drawn.request_id, with_images=True))
     assert [one.image.image_data for one in events if one.HasField("image")] == [drawn.image_data]
+    http.delete(f"/images/{drawn.metadata.image_id}")
+    [gone] = client.job(drawn.request_id, with_images=True).images
+    assert (gone.image_data, gone.error.partition(":")[0]) == (b"", "not_found")
     last = events[-1].number
     assert [one.number for one in client.watch(drawn.request_id, after=last - 1)] == [last]
 

@@ -23,7 +23,16 @@ from app.settings import ConfigurationError, load_settings
 from tests.attacks.conftest import drawing_cards, make_keys
 from tests.conftest import fake_settings
 from tests.gateway import Gateway, free_port
-from tests.grpc_clients import Client, Curl, Refusal, Stubs, refusal, serving_grpc, stubs
+from tests.grpc_clients import (
+    Client,
+    Curl,
+    Refusal,
+    Stubs,
+    noise,
+    refusal,
+    serving_grpc,
+    stubs,
+)
 
 __all__ = ["stubs"]  # a fixture
 
@@ -195,6 +204,9 @@ def test_pictures_that_arrive_have_room_together(house: House) -> None:
         assert (fits.code, fits.field) == (StatusCode.INVALID_ARGUMENT, "image")
         again = refusal(lambda: client.images.GenerateImage(client.request(image=bytes(2_500_000))))
         assert again.code is StatusCode.INVALID_ARGUMENT  # what was held was let go of
+        large = noise(900)
+        assert 2_000_000 < len(large) < 3_000_000
+        assert client.images.GenerateImage(client.request(image=large)).image_data
 
 
 # -- what fails ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from app.api._models import at_hand
 from app.api.grpc import starweave_pb2 as pb
-from app.domain.errors import EaselError
+from app.domain.errors import EaselError, NotFound
 from app.domain.events import ImageReady, NumberedEvent, Progressed, Queued, Started
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
@@ -18,34 +18,32 @@ from app.service import ImageService
 
 
 async def events_of(
-    service: ImageService, job: Job, *, after: int = 0, with_images: bool = True
+    service: ImageService, job: Job, *, after: int = 0
 ) -> AsyncGenerator[pb.ImageEvent, None]:
-    """All events of a job above `after`, to the last one.
+    """All events of a job above `after`, to the last one; pictures without their bytes.
 
     Raises Unavailable, when the server ends before the job.
     """
     began = 0.0
     async with aclosing(service.follow(job.id, after)) as events:
         async for numbered in events:
-            told = pb.ImageEvent(
+            said = pb.ImageEvent(
                 job_id=job.id, number=numbered.number, timestamp=numbered.timestamp
             )
             match numbered.event:
                 case Queued() | Progressed() as event:
-                    told.progress.CopyFrom(_progress(event))
+                    said.progress.CopyFrom(_progress(event))
                 case Started(attempt=attempt, model=model):
                     began = numbered.timestamp
-                    told.started.CopyFrom(pb.Started(attempt=attempt, model=model))
+                    said.started.CopyFrom(pb.Started(attempt=attempt, model=model))
                 case ImageReady(index=index, image_id=name, seed=seed):
                     picture = image_of(job, index, name, seed)
                     _timed(picture, began, numbered)
-                    if with_images:
-                        picture.image_data = (await service.image(name)).data
-                    told.image.CopyFrom(picture)
+                    said.image.CopyFrom(picture)
                 case _:
                     ended = await service.job(job.id)
-                    told.ended.CopyFrom(job_of(ended))
-            yield told
+                    said.ended.CopyFrom(job_of(ended))
+            yield said
 
 
 def image_of(job: Job, index: int, image_id: str, seed: int) -> pb.ImageResponse:
@@ -72,11 +70,25 @@ def image_of(job: Job, index: int, image_id: str, seed: int) -> pb.ImageResponse
     )
 
 
+async def fill(service: ImageService, picture: pb.ImageResponse) -> None:
+    """Its bytes; or why there are none, where somebody has removed it."""
+    try:
+        stored = await service.image(picture.metadata.image_id)
+        picture.image_data = stored.data
+    except NotFound as error:
+        picture.error = told(error)
+
+
+def told(error: EaselError) -> str:
+    """What stands in the place of a picture."""
+    return f"{error.code}: {error.message}"
+
+
 def missing_of(job: Job, index: int, error: EaselError) -> pb.ImageResponse:
     """What stands for a picture that was not drawn, although others of its job were."""
     seed = job.request.seed + index
     answer = image_of(job, index, "", seed)
-    answer.error = f"{error.code}: {error.message}"
+    answer.error = told(error)
     return answer
 
 

@@ -170,7 +170,7 @@ class Calls(grpc.aio.ServerInterceptor):
         return call.caller
 
     def taken_in(self) -> None:
-        """What came with the call is held by its job from now on, or by nobody."""
+        """What came with the call counts for its job from now on, or for nobody."""
         call = _CALL.get()
         self._reception.release(call.held)
         call.held = 0

@@ -69,6 +69,7 @@ class GrpcDoor:
         self._looking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
+        credentials = self._credentials()
         server = grpc.aio.server(interceptors=[self._calls], options=self._options)
         images = ImageGeneration(self._service, self._calls)
         jobs = Jobs(self._service, self._calls)
@@ -78,7 +79,6 @@ class GrpcDoor:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (IMAGES.full_name, JOBS.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        credentials = self._credentials()
         try:
             if credentials is None:
                 server.add_insecure_port(self._address)

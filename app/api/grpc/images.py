@@ -10,7 +10,7 @@ from typing import Any
 
 from app.api._jobs import error_of
 from app.api.grpc import starweave_pb2 as pb
-from app.api.grpc.answers import events_of, missing_of, model_of
+from app.api.grpc.answers import events_of, fill, missing_of, model_of
 from app.api.grpc.calls import Calls, Context, greet
 from app.api.grpc.requests import arguments_of, variations_of
 from app.domain.errors import Cancelled, EaselError, GenerationFailed
@@ -78,6 +78,7 @@ class ImageGeneration:
         """A job that `_drawn` must follow. Raises what `ImageService.submit` raises."""
         caller = await self._calls.caller(message.user_id)
         given = arguments_of(message, n=n, remaining=context.time_remaining())
+        self._calls.taken_in()
         return await self._submitted(given, caller.owner)
 
     async def _submitted(self, given: Arguments, owner: str) -> Job:
@@ -91,8 +92,6 @@ class ImageGeneration:
                 self._service.attend(job)
                 await self._service.leave(job)
             raise
-        finally:
-            self._calls.taken_in()
 
     async def _drawn(self, job: Job, context: Context) -> AsyncGenerator[pb.ImageEvent, None]:
         """All that happens to the job; when nobody listens any more, it ends within a step.
@@ -107,6 +106,8 @@ class ImageGeneration:
                     ended = event.ended.status if event.HasField("ended") else ""
                     if ended not in ("", "succeeded"):
                         raise error_of(await self._service.job(job.id)) or _CANCELLED
+                    if event.HasField("image"):
+                        await fill(self._service, event.image)
                     yield event
         finally:
             await self._service.leave(job)

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.api._owner import visible_job
 from app.api.grpc import starweave_pb2 as pb
-from app.api.grpc.answers import events_of, job_of
+from app.api.grpc.answers import events_of, fill, job_of
 from app.api.grpc.calls import Calls, Context
 from app.domain.errors import InvalidRequest
 from app.domain.job import Job
@@ -32,8 +32,7 @@ class Jobs:
         told = job_of(await self._own(message.job_id))
         if message.with_images:
             for image in told.images:
-                stored = await self._service.image(image.metadata.image_id)
-                image.image_data = stored.data
+                await fill(self._service, image)
         return told
 
     async def watch_job(
@@ -42,11 +41,10 @@ class Jobs:
         if message.after < 0:
             raise InvalidRequest("after must be 0 or the number of an event.", param="after")
         job = await self._own(message.job_id)
-        watched = events_of(
-            self._service, job, after=message.after, with_images=message.with_images
-        )
-        async with aclosing(watched) as events:
+        async with aclosing(events_of(self._service, job, after=message.after)) as events:
             async for event in events:
+                if message.with_images and event.HasField("image"):
+                    await fill(self._service, event.image)
                 yield event
 
     async def cancel_job(self, message: pb.JobRequest, _: Context) -> pb.Job:
