@@ -10,7 +10,7 @@ ARG VARIANT=cuda
 ARG TORCH_INDEX=
 ARG EXTRAS=traces
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY docker/install.sh docker/install.sh
 COPY config config
 COPY app app

@@ -9,12 +9,14 @@ BIN := .venv/bin
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-.venv/.run: pyproject.toml constraints.txt
+SOURCES := pyproject.toml constraints.txt hatch_build.py app/api/grpc/starweave.proto
+
+.venv/.run: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-.venv/.dev: pyproject.toml constraints.txt
+.venv/.dev: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ .venv/.run

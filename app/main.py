@@ -266,8 +266,37 @@ def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
 
 
 def other_doors(settings: Settings, gateway: Gateway) -> list[Door]:
-    """The doors that do not speak HTTP, as far as they are wanted."""
-    return []
+    """The doors that do not speak HTTP, as far as they are wanted. Raises ConfigurationError."""
+    doors: list[Door] = []
+    if settings.grpc_port:
+        doors.append(_grpc(settings, gateway))
+    return doors
+
+
+def _grpc(settings: Settings, gateway: Gateway) -> Door:
+    try:
+        from app.api.grpc.calls import Calls
+        from app.api.grpc.door import GrpcDoor
+    except ImportError as error:
+        raise ConfigurationError(
+            "the gRPC door is not built: `make` or `pip install -e .` does that"
+        ) from error
+    calls = Calls(
+        gateway.authenticator,
+        gateway.service.reception,
+        gateway.metrics,
+        trust_user=settings.trust_user_header,
+        log_requests=settings.log_requests,
+    )
+    host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
+    return GrpcDoor(
+        gateway.service,
+        calls,
+        f"{host}:{settings.grpc_port}",
+        max_message=settings.max_upload,
+        heartbeat=settings.heartbeat_interval,
+        tls=settings.grpc_tls(),
+    )
 
 
 def create_app(settings: Settings, gateway: Gateway) -> Litestar:

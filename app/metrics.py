@@ -77,6 +77,7 @@ class Metrics(Onlooker):
         self._answers = histogram(
             "http_first_byte_seconds", "Until an answer began.", _SECONDS, "route"
         )
+        self._calls = counter("grpc_calls", "By how they ended.", "method", "code")
         self._lag = histogram(
             "event_loop_lag_seconds", "How late the serving process came to its turn.", _QUICK
         )
@@ -129,6 +130,10 @@ class Metrics(Onlooker):
         method = method if method in _METHODS else "other"
         self._requests.labels(route, method, status).inc()
         self._answers.labels(route).observe(seconds)
+
+    def called(self, method: str, code: str) -> None:
+        """A call over gRPC has ended. `method` is one of ours, or "unknown"."""
+        self._calls.labels(method, code).inc()
 
     async def watch_the_loop(self) -> None:
         """Without end."""

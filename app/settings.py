@@ -82,6 +82,9 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=5199, ge=0, le=65535)
+    grpc_port: int = Field(default=0, ge=0, le=65535)
+    grpc_certificate: Path | None = None
+    grpc_key: Path | None = None
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("easel")))
     models_dir: Path = Field(default_factory=lambda: config_dir() / "models")
     controls_dir: Path = Field(default_factory=lambda: config_dir() / "controls")
@@ -190,6 +193,14 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return self.host.lower() == "localhost"
+
+    def grpc_tls(self) -> tuple[Path, Path] | None:
+        """The files of certificate and key, where gRPC is TLS. Raises ConfigurationError."""
+        if self.grpc_certificate is None and self.grpc_key is None:
+            return None
+        if self.grpc_certificate is None or self.grpc_key is None:
+            raise ConfigurationError("grpc_certificate and grpc_key go together: one is missing")
+        return self.grpc_certificate, self.grpc_key
 
     def database_url(self) -> str:
         """Where jobs are kept: by default in a file of the data folder."""

@@ -104,8 +104,13 @@ def request_id(scope: Scope) -> str:
     state = scope.setdefault("state", {})
     if "easel_request_id" not in state:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        state["easel_request_id"] = given if _REQUEST_ID.fullmatch(given) else f"req_{ULID()}"
+        state["easel_request_id"] = request_id_of(given)
     return cast("str", state["easel_request_id"])
+
+
+def request_id_of(given: str) -> str:
+    """The same for what a client gave, at any door."""
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{ULID()}"
 
 
 async def add_request_id(message: Message, scope: Scope) -> None:

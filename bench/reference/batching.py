@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import litserve  # type: ignore[import-not-found]
-from starlette.responses import Response  # type: ignore[import-not-found]
+from starlette.responses import Response
 
 from bench.reference.pipelines import Models
 
