@@ -37,6 +37,7 @@ from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id, say_
 from app.api._jobs import shown
 from app.api._schema import JOB_HEADERS, RATE_HEADERS, BodySchemas, openapi_config
 from app.api._tracing import Traced
+from app.api._vision import Desk
 from app.archive import Archive
 from app.authentication import Authenticator
 from app.catalogue import Catalogue
@@ -264,12 +265,46 @@ def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
         webhooks.tell(job.id, job.webhook, kind, shown(job))
 
 
-def other_doors(settings: Settings, gateway: Gateway) -> list[Door]:
-    """The doors that do not speak HTTP, as far as they are wanted."""
-    return []
+def other_doors(settings: Settings, gateway: Gateway, desk: Desk) -> list[Door]:
+    """The doors that do not speak HTTP, as far as they are wanted; `desk` is the application's."""
+    doors: list[Door] = []
+    if settings.nats_url:
+        doors.append(_nats_door(settings, gateway, desk))
+    return doors
 
 
-def create_app(settings: Settings, gateway: Gateway) -> Litestar:
+def _nats_door(settings: Settings, gateway: Gateway, desk: Desk) -> Door:
+    from app.api._nats_link import Broker
+    from app.api.nats import NatsDoor, NatsSettings
+
+    authenticator = Authenticator(
+        gateway.keys,
+        gateway.links,
+        gateway.service.reception,
+        keyless=settings.nats_keyless,
+        trust_user=False,
+    )
+    broker = Broker(
+        servers=settings.nats_url,
+        ca_file=settings.nats_ca_file,
+        creds_file=settings.nats_creds_file,
+        nkey_file=settings.nats_nkey_file,
+    )
+    told = NatsSettings(
+        prefix=settings.nats_prefix,
+        group=settings.nats_group,
+        stream=settings.nats_stream,
+        bucket=settings.nats_bucket,
+        address=settings.address,
+        keep_seconds=settings.link_seconds,
+        max_body=settings.max_body,
+        log_requests=settings.log_requests,
+        keyless=settings.nats_keyless,
+    )
+    return NatsDoor(gateway.service, desk, authenticator, gateway.keys.needed, broker, told)
+
+
+def create_app(settings: Settings, gateway: Gateway, desk: Desk | None = None) -> Litestar:
     """The web application over what `build` made, which starts and stops with it."""
     service = gateway.service
 
@@ -311,7 +346,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *diffugen.HANDLERS,
             *generate_ws.HANDLERS,
             a1111.door(a1111.Console(service), settings.max_upload),
-            vision.door(vision.Desk(service)),
+            vision.door(desk or Desk(service)),
             *controls.HANDLERS,
             *pictures.HANDLERS,
             *styles.HANDLERS,
