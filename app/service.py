@@ -49,9 +49,6 @@ _MAX_STARTS = 20
 _REMEMBERED = 2000
 """Requests of earlier processes, of each door, that are recognised when they are repeated."""
 
-_REPEATING = ("openai", "nats")
-"""Doors where requests are repeated."""
-
 
 class ImageService:
     """Submit, follow, wait, cancel; models, jobs and pictures.
@@ -302,7 +299,7 @@ class ImageService:
 
     async def _remember_requests(self) -> None:
         now = time.time()
-        for door in _REPEATING:
+        for door in ("openai", "nats"):
             recent = Wanted(since=now - RecentRequests.SECONDS, door=door)
             page = await self.archive.list(recent, limit=_REMEMBERED)
             for past in reversed(page.jobs):
@@ -354,6 +351,10 @@ class ImageService:
     async def job(self, job_id: str) -> Job:
         """Raises NotFound, StoreUnavailable."""
         return await self._board.get(job_id)
+
+    def going_on(self, door: str) -> list[Job]:
+        """Unfinished jobs that came through a door, oldest first."""
+        return [job for job in self._board.going_on() if job.door == door]
 
     def feed(self, owner: str) -> AsyncIterator[Job | tuple[Job, NumberedEvent]]:
         """How an owner's unfinished jobs stand, and then every event of his; without end."""

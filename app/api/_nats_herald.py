@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -80,10 +81,19 @@ class Herald:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def say(self, subject: str, told: dict[str, Any]) -> bool:
-        """Deliver it, once there is a link; False where it is too large."""
+    async def publish(self, word: str, told: dict[str, Any]) -> bool:
+        """Tell all who listen, once there is a link; False where it is too large."""
+        return await self._sent(self._link.deliver, f"{self._prefix}.{word}", told)
+
+    async def answer(self, inbox: str, told: dict[str, Any]) -> bool:
+        """Tell who has asked, once there is a link; False where it is too large."""
+        return await self._sent(self._link.answer, inbox, told)
+
+    async def _sent(
+        self, send: Callable[[str, bytes], Awaitable[None]], subject: str, told: dict[str, Any]
+    ) -> bool:
         try:
-            await self._link.deliver(subject, msgspec.json.encode(told))
+            await send(subject, msgspec.json.encode(told))
         except MaxPayloadError:
             return False
         except BadSubjectError:
@@ -112,7 +122,7 @@ class Herald:
         del self._watches[job.id]
         if ended:
             picture = {} if error else await self._places(watch, job, signed=False)
-            if not await self.say(f"{self._prefix}.result", result_told(job, error, picture)):
+            if not await self.publish("result", result_told(job, error, picture)):
                 _log.warning("the result of the job %s is too large for NATS", job.id)
 
     async def _tell(self, watch: _Watch, numbered: NumberedEvent) -> None:
@@ -128,16 +138,18 @@ class Herald:
         try:
             if error is not None:
                 raise error
-            if not await self.say(inbox.subject, await answer(self._service, job)):
+            if not await self.answer(inbox.subject, await answer(self._service, job)):
                 told = await picture_told(self._service, job)
                 places = await self._places(watch, job, signed=True)
-                if not await self.say(inbox.subject, {"image_bytes_b64": None, **told, **places}):
+                if not await self.answer(
+                    inbox.subject, {"image_bytes_b64": None, **told, **places}
+                ):
                     raise InvalidRequest(
                         f"The answer is too large for this broker; see /jobs/{job.id}."
                     )
         except EaselError as refused:
             error = refused
-            await self.say(inbox.subject, error_told(error))
+            await self.answer(inbox.subject, error_told(error))
         if not inbox.answered.done():
             inbox.answered.set_result(error)
 

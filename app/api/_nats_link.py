@@ -14,6 +14,7 @@ import contextlib
 import logging
 import random
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ _LOOK = 0.5
 sent what was left, which on a dead link takes as long as it likes."""
 
 _UNANSWERED = 2
+
+_RETURN = 15.0
+"""Seconds after the broker came back in which clients should be back as well."""
 
 _GOODBYE = 2.0
 """Seconds that a connection gets to be closed in peace."""
@@ -93,6 +97,7 @@ class Link:
         self._keeping: asyncio.Task[None] | None = None
         self._tls: ssl.SSLContext | None = None
         self._last: Exception | None = None
+        self._late = 0.0
         self._told: set[str] = set()
 
     def open(self) -> None:
@@ -128,20 +133,31 @@ class Link:
 
         Raises MaxPayloadError, BadSubjectError.
         """
+        await self._insist(lambda client: _publish(client, subject, payload))
+
+    async def answer(self, inbox: str, payload: bytes) -> None:
+        """The same, to who has asked: after the broker was away, he is waited for until he is back.
+
+        Raises MaxPayloadError, BadSubjectError.
+        """
+
+        async def once(client: Client) -> bool:
+            return await _reaches(client, inbox, payload) or time.monotonic() > self._late
+
+        await self._insist(once)
+
+    async def _insist(self, work: Callable[[Client], Awaitable[bool]]) -> None:
         while True:
             await self._up.wait()
             client = self._client
             try:
-                if client is not None:
-                    await client.publish(subject, payload)
-                    await client.flush(int(_PATIENCE))
+                if client is not None and await work(client):
                     return
             except (MaxPayloadError, BadSubjectError):
                 raise
             except (Error, OSError):
-                await asyncio.sleep(_FIRST_PAUSE)
-            else:
-                await asyncio.sleep(_FIRST_PAUSE)
+                pass  # the link is lost, or will be found to be
+            await asyncio.sleep(_FIRST_PAUSE)
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -152,6 +168,7 @@ class Link:
             try:
                 await self._connect(client, ended)
                 pause = _FIRST_PAUSE
+                self._late = time.monotonic() + _RETURN
                 self._client = client
                 self._up.set()
                 _log.info("the NATS door is open")
@@ -176,11 +193,14 @@ class Link:
 
         self._last = None
         broker = self._broker
+        user, password, token = _user_in(broker.servers)
         client.encrypted = any(url.startswith("tls:") for url in broker.servers)
         async with asyncio.timeout(2 * _PATIENCE):
             await client.connect(
                 [_without_user(url) for url in broker.servers],
-                **_user_in(broker.servers),
+                user=user,
+                password=password,
+                token=token,
                 name="easel",
                 error_cb=self._note,
                 closed_cb=closed,
@@ -242,17 +262,17 @@ def _check(broker: Broker) -> None:
             raise CannotOpen("nats_creds_file holds no JWT with its seed.")
 
 
-def _user_in(servers: Iterable[str]) -> dict[str, str]:
-    """User and password, or a token, of the first address that has them, with percent signs undone,
-    which the library does not do."""
+def _user_in(servers: Iterable[str]) -> tuple[str | None, str | None, str | None]:
+    """User, password and token of the first address that has them, with percent signs undone, which the
+    library does not do."""
     for url in servers:
         found = urlsplit(url)
         user, password = unquote(found.username or ""), found.password
         if password is not None:
-            return {"user": user, "password": unquote(password)}
+            return user, unquote(password), None
         if user:
-            return {"token": user}
-    return {}
+            return None, None, user
+    return None, None, None
 
 
 def _without_user(url: str) -> str:
@@ -272,6 +292,28 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError | Error):  # a TimeoutError is an OSError
         return "it cannot be reached; the door waits for it"
     return f"no connection was made ({type(error).__name__})"
+
+
+async def _publish(client: Client, subject: str, payload: bytes) -> bool:
+    await client.publish(subject, payload)
+    await client.flush(int(_PATIENCE))
+    return True
+
+
+async def _reaches(client: Client, inbox: str, payload: bytes) -> bool:
+    """Publish; whether somebody heard it. The broker says so before it confirms, if nobody did."""
+    told = client.new_inbox()
+    listening = await client.subscribe(told)
+    try:
+        await client.publish(inbox, payload, reply=told)
+        await client.flush(int(_PATIENCE))
+        if not listening.pending_msgs:
+            return True
+        answer = await listening.next_msg(timeout=_PATIENCE)
+        return (answer.headers or {}).get("Status") != "503"
+    finally:
+        with contextlib.suppress(Error):
+            await listening.unsubscribe()
 
 
 async def _end(client: Client) -> None:

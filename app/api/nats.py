@@ -38,10 +38,9 @@ from app.attendance import FOREVER
 from app.authentication import Authenticator
 from app.domain.access import Access, Caller
 from app.domain.errors import EaselError, KeyReused, NotFound, QueueFull, Unavailable
-from app.domain.job import Job, Status
+from app.domain.job import Job
 from app.recent_requests import Attempt
 from app.service import ImageService
-from app.store.history import Wanted
 
 _log = logging.getLogger(__name__)
 _requests = logging.getLogger("app.requests")
@@ -60,9 +59,6 @@ _LAST_ANSWERS = 2.0
 
 _AFTER_OTHERS = 0.5
 """Seconds before it is said that there is no such job: another server may have it."""
-
-_BACKLOG = 1000
-"""Jobs of an earlier life of the server that are seen to their end."""
 
 
 class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,8 +127,8 @@ class NatsDoor:
                 "proxy_authenticates = true."
             )
         self._link.open()
-        with contextlib.suppress(Unavailable):
-            await self._adopt()
+        for job in self._service.going_on("nats"):  # left by an earlier life of the server
+            self._herald.watch(job, fresh=False)
 
     async def close(self) -> None:
         if self._intake is not None:
@@ -213,7 +209,7 @@ class NatsDoor:
 
     async def _refuse(self, message: Msg, error: EaselError) -> None:
         if message.reply:
-            await self._herald.say(message.reply, error_told(error))
+            await self._herald.answer(message.reply, error_told(error))
         elif message.subject == self._subject("request"):
             await self._refused(message, error)
 
@@ -221,7 +217,7 @@ class NatsDoor:
         """Somebody who waits for no answer may listen for results."""
         with contextlib.suppress(EaselError):
             told = refusal_told(name_in(message), error)
-            await self._herald.say(self._subject("result"), told)
+            await self._herald.publish("result", told)
 
     def _told_of(self, error: Exception) -> EaselError:
         """What a client is told of it."""
@@ -305,7 +301,7 @@ class NatsDoor:
     async def _model_info(self, message: Msg, entry: _Entry) -> EaselError | None:
         await self._let_in(message, "any", entry)
         if message.reply:
-            await self._herald.say(message.reply, model_told(self._desk))
+            await self._herald.answer(message.reply, model_told(self._desk))
         return None
 
     async def _cancel(self, message: Msg, entry: _Entry) -> EaselError | None:
@@ -317,17 +313,8 @@ class NatsDoor:
             await asyncio.sleep(_AFTER_OTHERS)
             raise
         if message.reply:
-            await self._herald.say(message.reply, shown(job))
+            await self._herald.answer(message.reply, shown(job))
         return None
-
-    async def _adopt(self) -> None:
-        """See to their end the jobs that an earlier life of the server has left."""
-        statuses: tuple[Status, ...] = ("queued", "running")
-        for status in statuses:
-            wanted = Wanted(door="nats", status=status)
-            page = await self._service.archive.list(wanted, limit=_BACKLOG)
-            for past in page.jobs:
-                self._herald.watch(past.job, fresh=False)
 
 
 async def _drained(subscription: Subscription) -> None:
