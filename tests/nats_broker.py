@@ -69,6 +69,10 @@ class Broker:
             self._process.wait(10)
             self._process = None
 
+    def signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def environment(self, **more: str) -> dict[str, str]:
         """What a gateway needs to know to come here."""
         return {"EASEL_NATS_URL": self.url, **more}
@@ -85,8 +89,8 @@ def running_broker(folder: Path, settings: str = "", *, scheme: str = "nats") ->
 
 
 @asynccontextmanager
-async def connected(broker: Broker, **options: Any) -> AsyncIterator[Client]:
-    """A client that comes back for ever."""
+async def connected(broker: Broker, *, wait: float = 0.1) -> AsyncIterator[Client]:
+    """A client that comes back for ever, `wait` seconds after it has tried last."""
 
     async def ignore(_: Exception) -> None:
         pass
@@ -94,9 +98,8 @@ async def connected(broker: Broker, **options: Any) -> AsyncIterator[Client]:
     client = await nats.connect(
         broker.url,
         error_cb=ignore,
-        reconnect_time_wait=0.1,
+        reconnect_time_wait=wait,
         max_reconnect_attempts=-1,
-        **options,
     )
     try:
         yield client

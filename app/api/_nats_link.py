@@ -171,6 +171,9 @@ class Link:
                 self._late = time.monotonic() + _RETURN
                 self._client = client
                 self._up.set()
+                async with asyncio.timeout(_PATIENCE):
+                    await self._welcome(client)
+                    await client.flush(int(_PATIENCE))
                 _log.info("the NATS door is open")
                 while client.is_connected:
                     with contextlib.suppress(TimeoutError):
@@ -215,8 +218,6 @@ class Link:
                 user_credentials=broker.creds_file,
                 nkeys_seed=str(broker.nkey_file) if broker.nkey_file else None,
             )
-            await self._welcome(client)
-            await client.flush(int(_PATIENCE))
 
     def _context(self) -> ssl.SSLContext | None:
         """Raises CannotOpen."""

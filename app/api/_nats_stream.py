@@ -94,7 +94,7 @@ class Intake:
                 continue
             later = await self._take(message)
             if later is None:
-                await message.ack_sync(timeout=_PATIENCE)
+                await message.ack()  # if that is lost, it comes again, and is known
             else:
                 await message.nak(delay=later)
 
