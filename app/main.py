@@ -45,6 +45,7 @@ from app.domain.events import NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest
+from app.doors import nats_door
 from app.engines.upscaler_files import find_upscalers
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
@@ -269,39 +270,8 @@ def other_doors(settings: Settings, gateway: Gateway, desk: Desk) -> list[Door]:
     """The doors that do not speak HTTP, as far as they are wanted; `desk` is the application's."""
     doors: list[Door] = []
     if settings.nats_url:
-        doors.append(_nats_door(settings, gateway, desk))
+        doors.append(nats_door(settings, gateway, desk))
     return doors
-
-
-def _nats_door(settings: Settings, gateway: Gateway, desk: Desk) -> Door:
-    from app.api._nats_link import Broker
-    from app.api.nats import NatsDoor, NatsSettings
-
-    authenticator = Authenticator(
-        gateway.keys,
-        gateway.links,
-        gateway.service.reception,
-        keyless=settings.nats_keyless,
-        trust_user=False,
-    )
-    broker = Broker(
-        servers=settings.nats_url,
-        ca_file=settings.nats_ca_file,
-        creds_file=settings.nats_creds_file,
-        nkey_file=settings.nats_nkey_file,
-    )
-    told = NatsSettings(
-        prefix=settings.nats_prefix,
-        group=settings.nats_group,
-        stream=settings.nats_stream,
-        bucket=settings.nats_bucket,
-        address=settings.address,
-        keep_seconds=settings.link_seconds,
-        max_body=settings.max_body,
-        log_requests=settings.log_requests,
-        keyless=settings.nats_keyless,
-    )
-    return NatsDoor(gateway.service, desk, authenticator, gateway.keys.needed, broker, told)
 
 
 def create_app(settings: Settings, gateway: Gateway, desk: Desk | None = None) -> Litestar:

@@ -177,13 +177,26 @@ async def test_a_submission_that_is_delivered_again_and_again_is_drawn_once(
                 (stopped,) = [one for one in heard.of("accepted") if one["key"] == "stopped"]
                 await ask(client, f"cancel.{stopped['job_id']}")
 
-                deliveries = 0
-                while deliveries < 10:
-                    await asyncio.sleep(0.1)
-                    info = await stream.consumer_info("PICTURES", "easel")
-                    deliveries = info.delivered.consumer_seq if info.delivered else 0
+                await deliveries(client, 10)
                 assert sorted(one["status"] for one in jobs(gateway)) == ["cancelled", "succeeded"]
+                os.kill(gateway.process.pid, signal.SIGKILL)
+                gateway.process.wait(10)
+            with running_gateway(tmp_path, environment) as gateway:
+                await deliveries(client, 10)
+                assert len(jobs(gateway)) == 2
                 assert len(heard.of("accepted")) == 2
+
+
+async def deliveries(client: Any, more: int) -> None:
+    """Wait until the broker has tried so many times more."""
+    first = None
+    while True:
+        info = await client.jetstream().consumer_info("PICTURES", "easel")
+        count = info.delivered.consumer_seq
+        first = count if first is None else first
+        if count >= first + more:
+            return
+        await asyncio.sleep(0.1)
 
 
 # -- strangers -------------------------------------------------------------------------------------
