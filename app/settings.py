@@ -58,7 +58,9 @@ LoraName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 
 def _brokers(given: object) -> object:
     """Addresses of NATS servers, of a list or with commas between them."""
-    if isinstance(given, str):
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        given = TypeAdapter(list[str]).validate_json(given)
+    elif isinstance(given, str):
         given = tuple(one.strip() for one in given.split(",") if one.strip())
     if isinstance(given, list | tuple):
         for one in given:

@@ -16,6 +16,7 @@ from typing import Any
 from nats.errors import Error
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StreamConfig
 
+from tests.attacks.conftest import make_keys
 from tests.conftest import fake_settings
 from tests.gateway import Gateway, free_port, running_gateway
 from tests.nats_broker import (
@@ -223,3 +224,22 @@ def test_strangers_are_not_let_in_without_a_key(tmp_path: Path) -> None:
     assert "secret" not in refused.stderr
     with running_gateway(tmp_path, {**environment, "EASEL_PROXY_AUTHENTICATES": "true"}) as gateway:
         assert jobs(gateway) == []
+
+
+async def test_who_forgets_the_last_key_lets_nobody_in(tmp_path: Path) -> None:
+    """At home no key is needed then; by a broker that others can reach it still is."""
+    keys = await make_keys(tmp_path)
+    chief = {"Authorization": f"Bearer {keys['chief']}"}
+    with running_broker(tmp_path / "nats") as broker:
+        both = f"{broker.url},nats://192.0.2.1:4222"
+        environment = {**fake_settings(), "EASEL_NATS_URL": both}
+        with running_gateway(tmp_path, environment) as gateway, gateway.client() as http:
+            async with connected(broker) as client:
+                assert "current_model" in await until_open(client, chief)
+                found = http.get("/keys", headers=chief).json()["keys"]
+                for key in sorted(found, key=lambda key: key["name"] == "chief"):
+                    path = f"/keys/{key['id']}?forget=true"
+                    assert http.delete(path, headers=chief).is_success
+                assert http.get("/v1/model-info").is_success
+                refused = await ask(client, "model_info")
+                assert refused["error"]["code"] == "invalid_api_key"

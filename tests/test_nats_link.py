@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import shutil
 import signal
@@ -11,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import nkeys
 import pytest
@@ -20,11 +23,13 @@ from nats.aio.msg import Msg
 from app.api import _nats_link
 from app.api._door import CannotOpen
 from app.api._nats_link import Broker, Link
+from app.settings import ConfigurationError, load_settings
 from tests.gateway import free_port
 from tests.nats_broker import connected, running_broker
 
 PASSWORD = "pass/word@1"
 QUOTED = "pass%2Fword%401"
+_KIND = "ed25519-nkey"
 
 
 @asynccontextmanager
@@ -97,6 +102,60 @@ async def test_credentials_are_shown_and_never_told(
                 await until_up(link)
     for secret in (PASSWORD, QUOTED, known.read_text().strip(), unknown.read_text()):
         assert secret not in caplog.text
+
+
+async def test_a_file_of_credentials_is_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an operator gives them out: signed by the account, which is signed by the operator."""
+    operator, account, system = (
+        _pair(kind) for kind in (nkeys.PREFIX_BYTE_OPERATOR, *2 * (nkeys.PREFIX_BYTE_ACCOUNT,))
+    )
+    user, stranger = _pair(nkeys.PREFIX_BYTE_USER), _pair(nkeys.PREFIX_BYTE_USER)
+    names = [pair.public_key.decode() for pair in (account, system)]
+    limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1)
+    claims = {"type": "account", "limits": {**limits, "wildcards": True}}
+    settings = f"""operator: "{_signed(operator, operator, {"type": "operator"})}"
+        resolver: MEMORY
+        system_account: {names[1]}
+        resolver_preload: {{
+            {names[0]}: "{_signed(operator, account, claims)}"
+            {names[1]}: "{_signed(operator, system, claims)}"
+        }}"""
+    with running_broker(tmp_path / "nats", settings) as broker:
+        rights = {"type": "user", "subs": -1, "data": -1, "payload": -1}
+        for pair, signer, good in ((user, account, True), (stranger, stranger, False)):
+            file = tmp_path / "creds"
+            file.write_text(
+                f"-----BEGIN NATS USER JWT-----\n{_signed(signer, pair, rights)}\n"
+                "------END NATS USER JWT------\n"
+                f"-----BEGIN USER NKEY SEED-----\n{pair.seed.decode()}\n"
+                "------END USER NKEY SEED------\n"
+            )
+            async with linked(Broker(servers=(broker.url,), creds_file=file)) as link:
+                if good:
+                    await until_up(link)
+                else:
+                    await until_told(caplog, "it refuses the credentials of this server")
+            assert pair.seed.decode() not in caplog.text
+
+
+def _pair(kind: int) -> Any:
+    return nkeys.from_seed(bytearray(nkeys.encode_seed(os.urandom(32), kind)))
+
+
+def _signed(issuer: Any, subject: Any, claims: dict[str, Any]) -> str:
+    """A JWT of NATS's own kind."""
+    name = subject.public_key.decode()
+    said = {"jti": name, "iat": int(time.time()), "iss": issuer.public_key.decode()}
+    body = {**said, "name": name, "sub": name, "nats": {"version": 2, **claims}}
+    parts = [_unpadded(json.dumps(one).encode()) for one in ({"typ": "JWT", "alg": _KIND}, body)]
+    text = ".".join(parts)
+    return f"{text}.{_unpadded(issuer.sign(text.encode()))}"
+
+
+def _unpadded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 @pytest.mark.parametrize(
@@ -214,3 +273,28 @@ def test_without_a_server_the_tests_fail(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(pytest.fail.Exception):
         running_broker(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("given", "servers", "at_home"),
+    [
+        ("", (), True),
+        ("nats://localhost:4222, tls://[::1]", ("nats://localhost:4222", "tls://[::1]"), True),
+        ('["nats://127.0.0.1", "nats://broker"]', ("nats://127.0.0.1", "nats://broker"), False),
+        ("http://broker", None, False),
+        ("nats://", None, False),
+        ("nats://easel:secret@broker:port", None, False),
+        ('["nats://broker"', None, False),
+    ],
+)
+def test_addresses_are_a_list_or_have_commas_between_them(
+    monkeypatch: pytest.MonkeyPatch, given: str, servers: tuple[str, ...] | None, at_home: bool
+) -> None:
+    monkeypatch.setenv("EASEL_NATS_URL", given)
+    if servers is None:
+        with pytest.raises(ConfigurationError, match="nats_url") as refused:
+            load_settings()
+        assert "secret" not in str(refused.value)
+    else:
+        settings = load_settings()
+        assert (settings.nats_url, settings.nats_keyless) == (servers, at_home)

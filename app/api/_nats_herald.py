@@ -114,9 +114,8 @@ class Herald:
             error, ended = error_of(job), job.ended
         except EaselError as failed:
             error = failed
-        except Exception:
-            _log.exception("the job %s could not be followed", job.id)
-            error = EaselError("The server made a mistake. Its log tells more.")
+        except Exception as failed:
+            error = _mistake(failed, job)
         while watch.inboxes:
             await self._answer(watch, watch.inboxes.pop(0), job, error)
         del self._watches[job.id]
@@ -147,8 +146,8 @@ class Herald:
                     raise InvalidRequest(
                         f"The answer is too large for this broker; see /jobs/{job.id}."
                     )
-        except EaselError as refused:
-            error = refused
+        except Exception as failed:
+            error = failed if isinstance(failed, EaselError) else _mistake(failed, job)
             await self.answer(inbox.subject, error_told(error))
         if not inbox.answered.done():
             inbox.answered.set_result(error)
@@ -168,3 +167,8 @@ class Herald:
             "image_url": f"{self._address}{path}",
             "object": watch.stored,
         }
+
+
+def _mistake(error: Exception, job: Job) -> EaselError:
+    _log.error("it could not be told what became of the job %s", job.id, exc_info=error)
+    return EaselError("The server made a mistake. Its log tells more.")

@@ -117,11 +117,6 @@ class Link:
         """The connection, while there is one."""
         return self._client
 
-    @property
-    def max_payload(self) -> int:
-        """Bytes that a message may have, as the broker said last."""
-        return self._client.max_payload if self._client else 0
-
     async def tell(self, subject: str, payload: bytes) -> None:
         """Publish; nobody hears it while there is no link, or where it is too large."""
         if self._client is not None:
@@ -198,7 +193,7 @@ class Link:
         broker = self._broker
         user, password, token = _user_in(broker.servers)
         client.encrypted = any(url.startswith("tls:") for url in broker.servers)
-        async with asyncio.timeout(2 * _PATIENCE):
+        async with asyncio.timeout(_PATIENCE * (len(broker.servers) + 1)):
             await client.connect(
                 [_without_user(url) for url in broker.servers],
                 user=user,
