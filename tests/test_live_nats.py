@@ -362,7 +362,7 @@ async def test_a_server_that_ends_says_so_and_tells_the_result_in_its_next_life(
         async with connected(broker) as client, hearing(client, "accepted", "result") as heard:
             with running_gateway(tmp_path, environment) as gateway:
                 await until_open(client)
-                waiting = asyncio.create_task(ask(client, "request", {**SLOW, "steps": 60}))
+                waiting = asyncio.create_task(ask(client, "request", {**SLOW, "steps": 40}))
                 (accepted,) = await heard.until(lambda: heard.of("accepted"))
                 await asyncio.sleep(2 * STEP)
                 gateway.process.terminate()

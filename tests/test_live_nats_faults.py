@@ -61,7 +61,7 @@ async def test_the_server_does_without_the_broker_and_the_door_comes_back(tmp_pa
             async with connected(broker) as client, hearing(client, "accepted", "result") as heard:
                 await until_open(client)
                 # One job goes on over the broker's death, and one ends while it is dead.
-                for steps, ends_first in ((50, False), (10, True)):
+                for steps, ends_first in ((20, False), (10, True)):
                     waiting = asyncio.create_task(ask(client, "request", {**SLOW, "steps": steps}))
                     known = len(heard.of("accepted"))
                     await heard.until(lambda known=known: len(heard.of("accepted")) > known)
@@ -102,7 +102,7 @@ async def test_a_submission_outlives_the_broker_and_the_server_and_is_drawn_once
                 await _stream_is_there(client)
             # Nobody takes them; the broker dies.
             for number in range(3):
-                body = json.dumps({**SLOW, "steps": 20, "seed": number}).encode()
+                body = json.dumps({**SLOW, "steps": 12, "seed": number}).encode()
                 headers = {"Nats-Msg-Id": f"picture-{number}"}
                 assert not (
                     await stream.publish(subject("submit"), body, headers=headers)

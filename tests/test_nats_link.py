@@ -30,6 +30,7 @@ from tests.nats_broker import connected, running_broker
 PASSWORD = "pass/word@1"
 QUOTED = "pass%2Fword%401"
 _KIND = "ed25519-nkey"
+_NO_FILE_OF_KEYS = Path(__file__).with_name("gateway.py")
 
 
 @asynccontextmanager
@@ -162,11 +163,11 @@ def _unpadded(data: bytes) -> str:
     ("broker", "words"),
     [
         ({"nkey_file": Path("/nowhere")}, "nats_nkey_file cannot be read"),
-        ({"nkey_file": Path(__file__)}, "nats_nkey_file cannot be read as the seed of an nkey"),
+        ({"nkey_file": _NO_FILE_OF_KEYS}, "nats_nkey_file cannot be read as the seed of an nkey"),
         ({"creds_file": Path("/nowhere")}, "nats_creds_file cannot be read"),
-        ({"creds_file": Path(__file__)}, "nats_creds_file holds no JWT"),
+        ({"creds_file": _NO_FILE_OF_KEYS}, "nats_creds_file holds no JWT"),
         ({"ca_file": Path("/nowhere")}, "nats_ca_file cannot be read as certificates"),
-        ({"ca_file": Path(__file__)}, "nats_ca_file cannot be read as certificates"),
+        ({"ca_file": _NO_FILE_OF_KEYS}, "nats_ca_file cannot be read as certificates"),
     ],
 )
 async def test_files_that_are_of_no_use_are_told_at_once(
