@@ -38,6 +38,7 @@ from app.api._http import EXCEPTION_HANDLERS, DoorSettings, add_request_id, say_
 from app.api._jobs import shown
 from app.api._schema import JOB_HEADERS, RATE_HEADERS, BodySchemas, openapi_config
 from app.api._tracing import Traced
+from app.api._vision import Desk
 from app.archive import Archive
 from app.authentication import Authenticator
 from app.catalogue import Catalogue
@@ -45,6 +46,7 @@ from app.domain.events import NumberedEvent
 from app.domain.job import Job
 from app.domain.model_card import ModelCard
 from app.domain.request import GenerationRequest
+from app.doors import grpc_door, nats_door
 from app.engines.upscaler_files import find_upscalers
 from app.engines.weight_bytes import weight_bytes
 from app.gateway import Gateway
@@ -265,41 +267,20 @@ def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:
         webhooks.tell(job.id, job.webhook, kind, shown(job))
 
 
-def other_doors(settings: Settings, gateway: Gateway) -> list[Door]:
-    """The doors that do not speak HTTP, as far as they are wanted. Raises ConfigurationError."""
+def other_doors(settings: Settings, gateway: Gateway, desk: Desk) -> list[Door]:
+    """The doors that do not speak HTTP, as far as they are wanted; `desk` is the application's.
+
+    Raises ConfigurationError.
+    """
     doors: list[Door] = []
     if settings.grpc_port:
-        doors.append(_grpc(settings, gateway))
+        doors.append(grpc_door(settings, gateway))
+    if settings.nats_url:
+        doors.append(nats_door(settings, gateway, desk))
     return doors
 
 
-def _grpc(settings: Settings, gateway: Gateway) -> Door:
-    try:
-        from app.api.grpc.calls import Calls
-        from app.api.grpc.door import GrpcDoor
-    except ImportError as error:
-        raise ConfigurationError(
-            "the gRPC door is not built: `make` or `pip install -e .` does that"
-        ) from error
-    calls = Calls(
-        gateway.authenticator,
-        gateway.service.reception,
-        gateway.metrics,
-        trust_user=settings.trust_user_header,
-        log_requests=settings.log_requests,
-    )
-    host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
-    return GrpcDoor(
-        gateway.service,
-        calls,
-        f"{host}:{settings.grpc_port}",
-        max_message=settings.max_upload,
-        heartbeat=settings.heartbeat_interval,
-        tls=settings.grpc_tls(),
-    )
-
-
-def create_app(settings: Settings, gateway: Gateway) -> Litestar:
+def create_app(settings: Settings, gateway: Gateway, desk: Desk | None = None) -> Litestar:
     """The web application over what `build` made, which starts and stops with it."""
     service = gateway.service
     agents = mcp.Agents(service, gateway.authenticator, max_body=settings.max_upload)
@@ -343,7 +324,7 @@ def create_app(settings: Settings, gateway: Gateway) -> Litestar:
             *diffugen.HANDLERS,
             *generate_ws.HANDLERS,
             a1111.door(a1111.Console(service), settings.max_upload),
-            vision.door(vision.Desk(service)),
+            vision.door(desk or Desk(service)),
             *controls.HANDLERS,
             *pictures.HANDLERS,
             *styles.HANDLERS,

@@ -15,6 +15,7 @@ import uvicorn
 
 from app import logs, systemd
 from app.api._door import CannotOpen, Door
+from app.api._vision import Desk
 from app.gateway import Gateway
 from app.main import build, create_app, other_doors
 from app.pid_file import InUse, serving_from
@@ -120,8 +121,9 @@ def run(settings: Settings) -> None:
 
 
 def _serve(settings: Settings, gateway: Gateway, given: socket.socket | None) -> None:
+    desk = Desk(gateway.service)
     config = uvicorn.Config(
-        create_app(settings, gateway),
+        create_app(settings, gateway, desk),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -138,7 +140,8 @@ def _serve(settings: Settings, gateway: Gateway, given: socket.socket | None) ->
     gc.collect()
     gc.freeze()  # what is there now stays: no request waits while the collector looks through it
     _log.info("Easel serves on %s", _address(sock))
-    server = _Server(config, gateway, other_doors(settings, gateway), settings.drain_seconds)
+    doors = other_doors(settings, gateway, desk)
+    server = _Server(config, gateway, doors, settings.drain_seconds)
     server.run(sockets=[sock])
     if server.refused is not None:
         raise ConfigurationError(str(server.refused))

@@ -47,7 +47,7 @@ _MAX_STARTS = 20
 """A job that was begun so often and never ended may be what ends the server."""
 
 _REMEMBERED = 2000
-"""Requests of earlier processes that are recognised when they are repeated."""
+"""Requests of earlier processes, of each door, that are recognised when they are repeated."""
 
 
 class ImageService:
@@ -245,11 +245,18 @@ class ImageService:
         self._scheduler.submit(job, self.catalogue.all[job.request.model], instead)
 
     async def submit_once(
-        self, attempt: Attempt, given: Arguments, *, door: str, grace: float = 0.0
+        self,
+        attempt: Attempt,
+        given: Arguments,
+        *,
+        door: str,
+        grace: float = 0.0,
+        whatever_became: bool = False,
     ) -> tuple[Job, bool]:
         """The job of the request that this one repeats, and True; or else a new job, and False.
 
-        A job that failed or was cancelled is not given again: a retry then draws anew.
+        A job that failed or was cancelled is not given again, and a retry then draws anew; unless it
+        counts `whatever_became` of it: not the client repeats himself, but what carries his request.
         Raises what `submit` raises, and KeyReused.
         """
         if not attempt.is_retry and attempt.key is None:
@@ -259,7 +266,7 @@ class ImageService:
             if known is not None:
                 with suppress(NotFound):  # forgotten meanwhile
                     job = await self._board.get(known)
-                    if job.status in ("queued", "running", "succeeded"):
+                    if whatever_became or job.status in ("queued", "running", "succeeded"):
                         return job, True
             return await self._submit_new(attempt, given, door, grace), False
 
@@ -292,13 +299,14 @@ class ImageService:
 
     async def _remember_requests(self) -> None:
         now = time.time()
-        recent = Wanted(since=now - RecentRequests.SECONDS, door="openai")
-        page = await self.archive.list(recent, limit=_REMEMBERED)
-        for past in reversed(page.jobs):
-            job = past.job
-            if job.digest:
-                attempt = Attempt(job.owner, job.digest, key=job.key)
-                self._recent.remember(attempt, job.id, age=now - job.created)
+        for door in ("openai", "nats"):
+            recent = Wanted(since=now - RecentRequests.SECONDS, door=door)
+            page = await self.archive.list(recent, limit=_REMEMBERED)
+            for past in reversed(page.jobs):
+                job = past.job
+                if job.digest:
+                    attempt = Attempt(job.owner, job.digest, key=job.key)
+                    self._recent.remember(attempt, job.id, age=now - job.created)
 
     def attend(self, job: Job) -> None:
         """Somebody waits for the job; `leave` must follow."""
@@ -343,6 +351,10 @@ class ImageService:
     async def job(self, job_id: str) -> Job:
         """Raises NotFound, StoreUnavailable."""
         return await self._board.get(job_id)
+
+    def going_on(self, door: str) -> list[Job]:
+        """Unfinished jobs that came through a door, oldest first."""
+        return [job for job in self._board.going_on() if job.door == door]
 
     def feed(self, owner: str) -> AsyncIterator[Job | tuple[Job, NumberedEvent]]:
         """How an owner's unfinished jobs stand, and then every event of his; without end."""

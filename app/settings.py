@@ -8,10 +8,12 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -24,6 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -51,6 +54,27 @@ StyleId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
 
 
 LoraName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+
+
+def _brokers(given: object) -> object:
+    """Addresses of NATS servers, of a list or with commas between them."""
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        given = TypeAdapter(list[str]).validate_json(given)
+    elif isinstance(given, str):
+        given = tuple(one.strip() for one in given.split(",") if one.strip())
+    if isinstance(given, list | tuple):
+        for one in given:
+            if not isinstance(one, str) or not _is_broker(one):
+                raise ValueError("each must be like nats://HOST:4222 or tls://HOST:4222")
+    return given
+
+
+def _is_broker(url: str) -> bool:
+    try:
+        found = urlsplit(url)
+        return found.scheme in ("nats", "tls") and bool(found.hostname) and found.port != 0
+    except ValueError:  # what is no port, or no address in brackets
+        return False
 
 
 class HubLora(BaseModel):
@@ -142,6 +166,19 @@ class Settings(BaseSettings):
     metadata: bool = True
     webhook_hosts: tuple[str, ...] = ()
     webhook_secret: SecretStr = SecretStr("")
+    public_url: str = Field(
+        default="", pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?)?$"
+    )
+    nats_url: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_brokers)] = ()
+    nats_prefix: str = Field(
+        default="ai.vision.imagegen", pattern=r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,9}$"
+    )
+    nats_group: str = Field(default="easel", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    nats_stream: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$")
+    nats_bucket: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$")
+    nats_ca_file: Path | None = None
+    nats_creds_file: Path | None = None
+    nats_nkey_file: Path | None = None
     traces: str = Field(
         default="", pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._/-]*)?)?$"
     )
@@ -189,10 +226,19 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return self.host.lower() == "localhost"
+        return _is_loopback(self.host)
+
+    @property
+    def nats_keyless(self) -> bool:
+        """The same as `keyless`, of requests that come by NATS."""
+        hosts = (urlsplit(url).hostname or "" for url in self.nats_url)
+        return self.proxy_authenticates or all(map(_is_loopback, hosts))
+
+    @property
+    def address(self) -> str:
+        """Where links lead that are given to who did not come by HTTP."""
+        host = f"[{self.host}]" if ":" in self.host and self.host[0] != "[" else self.host
+        return self.public_url.rstrip("/") or f"http://{host}:{self.port}"
 
     def grpc_tls(self) -> tuple[Path, Path] | None:
         """The files of certificate and key, where gRPC is TLS. Raises ConfigurationError."""
@@ -235,6 +281,13 @@ class Settings(BaseSettings):
         if sys.platform == "darwin" and os.uname().machine == "arm64":
             return ("mps",)
         return ("cpu",)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def load_settings(**given: object) -> Settings:

@@ -9,6 +9,7 @@ import sys
 
 from app.api._door import CannotOpen, Door
 from app.api._jobs import events_of
+from app.api._vision import Desk
 from app.authentication import Authenticator
 from app.domain.errors import EaselError
 from app.domain.events import Failed, ImageReady, Progressed
@@ -65,7 +66,7 @@ if __name__ == "__main__":
     from app import server
     from app.settings import ConfigurationError, Settings, load_settings
 
-    def with_lines(settings: Settings, gateway: Gateway) -> list[Door]:
+    def with_lines(settings: Settings, gateway: Gateway, desk: Desk) -> list[Door]:
         return [LineDoor(gateway.service, gateway.authenticator, int(sys.argv[1]))]
 
     server.other_doors = with_lines  # type: ignore[attr-defined]
