@@ -7,6 +7,8 @@ from app.cli import (
     controls,
     drawing,
     history,
+    inspecting,
+    jobs,
     keys,
     loras,
     measuring,
@@ -14,6 +16,7 @@ from app.cli import (
     planning,
     proxying,
     serving,
+    speed,
     styles,
 )
 from app.cli._shell import shell, stop
@@ -24,6 +27,8 @@ __all__ = [
     "controls",
     "drawing",
     "history",
+    "inspecting",
+    "jobs",
     "keys",
     "loras",
     "main",
@@ -32,6 +37,8 @@ __all__ = [
     "planning",
     "proxying",
     "serving",
+    "shell",
+    "speed",
     "styles",
 ]
 

@@ -6,14 +6,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from app.domain.errors import EaselError, InvalidRequest
-from app.settings import Settings
-from app.store.links import Links
+from app.domain.errors import Cancelled, DeadlineExceeded, EaselError, InvalidRequest
+from app.domain.job import Status
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 shell = typer.Typer(
     help="A self-hosted image API in front of Stable Diffusion and Flux.",
@@ -21,6 +23,12 @@ shell = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+ENDS: dict[Status, int] = {"succeeded": 0, "failed": 1, "cancelled": 3, "expired": 4}
+"""What a command ends with that is about a job. 2 is for what was asked wrongly, as everywhere, and
+130 for Ctrl-C."""
 
 
 def stop(text: str, status: int) -> NoReturn:
@@ -30,13 +38,19 @@ def stop(text: str, status: int) -> NoReturn:
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """End the process with a sentence and a status where an error would end it with a traceback."""
+    """End the process with a sentence and a status where an error would end it with a traceback.
+
+    Sentences may be those of a server."""
     try:
         yield
     except InvalidRequest as error:
-        stop(f"{error.param or 'request'}: {error.message}", 2)
+        stop(f"{error.param or 'request'}: {shown(error.message)}", 2)
+    except Cancelled as error:
+        stop(shown(error.message), ENDS["cancelled"])
+    except DeadlineExceeded as error:
+        stop(shown(error.message), ENDS["expired"])
     except EaselError as error:
-        stop(error.message, 1)
+        stop(shown(error.message), 1)
     except OSError as error:
         stop(f"{error.filename}: {error.strerror}", 1)
     except KeyboardInterrupt:
@@ -51,6 +65,8 @@ def own_address(settings: Settings) -> str:
 
 def own_pass(settings: Settings) -> dict[str, str]:
     """What shows the server of the same data folder that who asks may read that folder."""
+    from app.store.links import Links
+
     given = Links.open(settings.data_dir).local_pass()
     return {"authorization": f"Bearer {given}"}
 
@@ -67,3 +83,9 @@ def shown(text: str) -> str:
     return "".join(
         mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text
     )
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning of a text from outside, as `shown`."""
+    text = shown(text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
