@@ -59,7 +59,8 @@ async def test_an_agent_draws_and_hears_how_far_it_is(gateway: Gateway, mode: st
     async with agent(gateway, mode=mode) as client:
         listed = await client.list_tools()
         result = await client.call_tool("generate_image", WISH, progress_callback=heard_of)
-    assert [tool.name for tool in listed.tools] == ["generate_image", "edit_image", "list_models"]
+    names = ["generate_image", "edit_image", "watch_job", "cancel_job", "list_models"]
+    assert [tool.name for tool in listed.tools] == names
     assert not result.is_error
     (picture,) = pictures(result)
     done = [one for one, _, _ in heard]
@@ -209,7 +210,7 @@ async def test_a_program_of_its_own_draws_at_a_server(gateway: Gateway, tmp_path
 
     async with program(tmp_path, "--server", gateway.url) as client:
         listed = await client.list_tools()
-        assert len(listed.tools) == 3
+        assert len(listed.tools) == 5
         result = await client.call_tool("generate_image", WISH, progress_callback=heard_of)
         refused = await client.call_tool("generate_image", {"prompt": "x", "size": "banana"})
     assert not result.is_error, text(result)

@@ -33,6 +33,7 @@ from app.api._http import envelope_of
 from app.api._jobs import error_of, events_of
 from app.api._mcp_tools import FIELDS, TOOLS
 from app.api._models import at_hand, model_shown
+from app.api._owner import visible_job
 from app.api._pictures import from_base64, to_base64, upright_size, without_alpha
 from app.authentication import Authenticator
 from app.domain.access import Caller
@@ -113,9 +114,15 @@ class Sessions:
                 raise InvalidRequest(
                     f"{params.name} takes no {_named(unknown)}.", param="arguments"
                 )
-            if params.name == "list_models":
-                return self._models()
-            return await self._draw(context, given, edits=params.name == "edit_image")
+            caller: Caller = context.request.scope["state"]["easel_caller"]  # type: ignore[union-attr]
+            match params.name:
+                case "list_models":
+                    return self._models()
+                case "watch_job":
+                    return await self._watch(context, given, caller)
+                case "cancel_job":
+                    return await self._cancel(given, caller)
+            return await self._draw(context, given, caller, edits=params.name == "edit_image")
         except EaselError as error:
             told = envelope_of(error)["error"]
             text = f"{told['message']} ({told['code']})"
@@ -130,8 +137,19 @@ class Sessions:
         told = {"models": msgspec.to_builtins(models)}
         return CallToolResult(content=[TextContent(text=json.dumps(told))], structured_content=told)
 
-    async def _draw(self, context: Context, given: Json, *, edits: bool) -> CallToolResult:
-        caller: Caller = context.request.scope["state"]["easel_caller"]  # type: ignore[union-attr]
+    async def _watch(self, context: Context, given: Json, caller: Caller) -> CallToolResult:
+        job = await visible_job(self._service, caller, str(given.get("job_id", "")))
+        await self._follow(context, job)
+        return await self._answer(await self._service.job(job.id))
+
+    async def _cancel(self, given: Json, caller: Caller) -> CallToolResult:
+        job = await visible_job(self._service, caller, str(given.get("job_id", "")))
+        told = {"job_id": job.id, "status": (await self._service.cancel(job.id)).status}
+        return CallToolResult(content=[TextContent(text=json.dumps(told))], structured_content=told)
+
+    async def _draw(
+        self, context: Context, given: Json, caller: Caller, *, edits: bool
+    ) -> CallToolResult:
         try:
             wish = _Wish.model_validate(given)
         except ValidationError as error:
@@ -147,8 +165,6 @@ class Sessions:
                 shield=True
             ):  # an agent that gave up cancels all that is awaited
                 await self._service.leave(job)
-        if (failed := error_of(job)) is not None:
-            raise failed
         return await self._answer(job)
 
     async def _begun(self, wish: _Wish, caller: Caller) -> Arguments:
@@ -190,6 +206,9 @@ class Sessions:
                     await context.session.report_progress(last, 100.0, text)
 
     async def _answer(self, job: Job) -> CallToolResult:
+        """Raises what the job ended with."""
+        if (failed := error_of(job)) is not None:
+            raise failed
         pictures: list[ImageContent] = []
         images: list[Json] = []
         for index in sorted(job.images):

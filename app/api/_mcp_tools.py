@@ -36,6 +36,8 @@ _BEFORE: Json = {
     },
 }
 
+_JOB = {"type": "string", "description": "The id that it has at every door."}
+
 _DRAWN: Json = {
     "type": "object",
     "properties": {
@@ -86,6 +88,21 @@ TOOLS = [
         input_schema=_taking({**_WISH, **_BEFORE}, "prompt"),
         output_schema=_DRAWN,
         annotations=_ADDS,
+    ),
+    Tool(
+        name="watch_job",
+        title="Wait for a picture",
+        description="Follow a job of any door to its end, and answer with its pictures.",
+        input_schema=_taking({"job_id": _JOB}, "job_id"),
+        output_schema=_DRAWN,
+        annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
+    ),
+    Tool(
+        name="cancel_job",
+        title="Draw no further",
+        description="Cancel a job of any door; one that has ended stays as it is.",
+        input_schema=_taking({"job_id": _JOB}, "job_id"),
+        annotations=ToolAnnotations(read_only_hint=False, idempotent_hint=True),
     ),
     Tool(
         name="list_models",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -98,10 +100,16 @@ class _Conversation:
             match given.pop("type", None):
                 case "generate":
                     await self._generate(given, tag)
+                case "watch":
+                    job = await self._visible(given.get("job_id"))
+                    self._check_room()
+                    self._spawn(self._follow(job, tag))
                 case "cancel":
-                    await self._cancel(given.get("job_id"))
+                    job = await self._visible(given.get("job_id"))
+                    await self._service.cancel(job.id)
                 case _:
-                    raise InvalidRequest('type must be "generate" or "cancel".', param="type")
+                    text = 'type must be "generate", "watch" or "cancel".'
+                    raise InvalidRequest(text, param="type")
         except EaselError as error:
             await self._tell({"type": "error", **envelope_of(error)}, tag)
 
@@ -113,29 +121,42 @@ class _Conversation:
     async def _generate(self, given: Json, tag: str | None) -> None:
         caller = await self._caller()
         self._authenticator.knock(caller)
-        if len(self._jobs) >= _MOST_JOBS:
-            text = f"This socket has {_MOST_JOBS} jobs, as many as it may."
-            raise QueueFull(text, retry_after=_SOON)
+        self._check_room()
         try:
             arguments = SocketBody.model_validate(given).to_arguments()
         except ValidationError as error:
             raise refused(error) from error
         job = await self._service.submit(arguments, owner=caller.owner, door="websocket")
         self._service.attend(job)
-        task = asyncio.create_task(self._follow(job, tag))
+        self._spawn(self._draw(job, tag))
+
+    def _check_room(self) -> None:
+        """Raises QueueFull."""
+        if len(self._jobs) >= _MOST_JOBS:
+            text = f"This socket has {_MOST_JOBS} jobs, as many as it may."
+            raise QueueFull(text, retry_after=_SOON)
+
+    async def _visible(self, job_id: object) -> Job:
+        """A job of any door. Raises InvalidRequest, NotFound, NotAuthenticated, NotAllowed."""
+        if not isinstance(job_id, str):
+            raise InvalidRequest("job_id must be the id of a job.", param="job_id")
+        return await visible_job(self._service, await self._caller(), job_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
 
-    async def _cancel(self, job_id: object) -> None:
-        """A job of any door; one of this socket tells of its end itself."""
-        if not isinstance(job_id, str):
-            raise InvalidRequest("job_id must be the id of a job.", param="job_id")
-        job = await visible_job(self._service, await self._caller(), job_id)
-        await self._service.cancel(job.id)
+    async def _draw(self, job: Job, tag: str | None) -> None:
+        try:
+            with suppress(WebSocketDisconnect, RuntimeError):  # it closed at once
+                await self._tell({"type": "accepted", "job_id": job.id}, tag)
+            await self._follow(job, tag)
+        finally:
+            await self._service.leave(job)
 
     async def _follow(self, job: Job, tag: str | None) -> None:
         try:
-            await self._tell({"type": "accepted", "job_id": job.id}, tag)
             async for numbered in events_of(self._service, job):
                 name, data = told(job.id, numbered, previews=False)
                 news = {"type": name, "id": numbered.number, **data}
@@ -164,8 +185,6 @@ class _Conversation:
             await self._tell({"type": "error", "job_id": job.id, **envelope_of(error)}, tag)
         except (WebSocketDisconnect, RuntimeError):  # it closed while something was sent
             pass
-        finally:
-            await self._service.leave(job)
 
     async def _tell(self, message: Json, tag: str | None) -> None:
         async with self._sending:

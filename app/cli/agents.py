@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-import typer
 
+from app.cli._server import At, Key
 from app.cli._shell import errors_told, own_address, own_pass, shell
 from app.settings import load_settings
 
@@ -24,12 +24,8 @@ _HOURS = 4 * 3600.0
 
 @shell.command("mcp")
 def serve_agents(
-    server: Annotated[
-        str, typer.Option("--server", envvar="EASEL_SERVER", help="Draw at this server.")
-    ] = "",
-    key: Annotated[
-        str, typer.Option("--key", envvar="EASEL_API_KEY", help="Its key.", show_default=False)
-    ] = "",
+    server: At = "",
+    key: Key = "",
 ) -> None:
     """Serve a chat agent on standard input and output (Model Context Protocol).
 
