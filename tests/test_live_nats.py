@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from tests.nats_broker import (
     subject,
     until_open,
 )
+from tests.pictures import pixels
 
 PROMPT = "a red circle on a white background"
 RED_CIRCLE = {"prompt": PROMPT, "seed": 3, "steps": 3}
@@ -89,6 +92,16 @@ async def test_the_answer_is_that_of_http_and_a_large_one_has_a_link(tmp_path: P
             assert told.pop("generation_time") > 0
             assert told == by_http
         assert PROMPT not in gateway.log.read_text()
+
+
+def test_the_client_in_the_documentation(house: Gateway, broker: Broker, tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "nats.md").read_text()
+    program = text.partition("```python\n")[2].partition("```")[0]
+    assert program.count("nats://127.0.0.1:4222") == 1
+    program = program.replace("nats://127.0.0.1:4222", broker.url)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
+    assert pixels((tmp_path / "circle.png").read_bytes()).shape == (256, 256, 3)
+    assert house.process.poll() is None
 
 
 # -- who asks --------------------------------------------------------------------------------------
@@ -321,6 +334,16 @@ async def test_a_full_queue_says_when_to_come_again(house: Gateway, broker: Brok
         assert len(full) >= 4
         assert all(1 <= one["retry_after"] <= 59 for one in full)
         assert len(full) + sum(one["code"] == "cancelled" for one in codes) == 8
+
+
+async def test_a_burst_is_answered_to_the_last(house: Gateway, broker: Broker) -> None:
+    async with connected(broker) as client:
+        await until_open(client)
+        body = {"prompt": "one of many", "steps": 1}
+        told = await asyncio.gather(*(ask(client, "request", body, within=40) for _ in range(2000)))
+        codes = {one["error"]["code"] if "error" in one else "drawn" for one in told}
+        assert codes == {"drawn", "queue_full"}
+    assert "some are lost" not in house.log.read_text()
 
 
 # -- several servers, and none ---------------------------------------------------------------------

@@ -48,8 +48,9 @@ _requests = logging.getLogger("app.requests")
 _MOST = 1000
 """Requests that are answered or waited for at once; jobs are fewer, as the queue has an end."""
 
-_MOST_BYTES = 64_000_000
-"""Bytes of messages that came and were not looked at yet."""
+_UNSEEN, _UNSEEN_BYTES = 65_536, 64_000_000
+"""Messages that came in one go and were not looked at yet, and their bytes; more are lost. To say no is
+quick, so they are many more than may wait for an answer."""
 
 _SOON = 5
 """Seconds after which there may be room for another request."""
@@ -189,8 +190,8 @@ class NatsDoor:
             self._subject(word),
             queue=group,
             cb=heard,
-            pending_msgs_limit=_MOST,
-            pending_bytes_limit=_MOST_BYTES,
+            pending_msgs_limit=_UNSEEN,
+            pending_bytes_limit=_UNSEEN_BYTES,
         )
 
     async def _serve(
