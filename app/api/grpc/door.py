@@ -116,7 +116,7 @@ class GrpcDoor:
         certificate, key = self._tls
         try:
             # gRPC itself would only say that the port cannot be used.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=b"")
             return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
         except ssl.SSLError as error:
             raise CannotOpen(
