@@ -114,6 +114,10 @@ class ImageService:
         """Have a worker hold the model. Raises Unavailable, TimedOut, and what `Engine.load` raises."""
         await self._loader.bring(self._here(card))
 
+    async def unload(self, card: ModelCard) -> None:
+        """Have all workers let go of the model, each as soon as nobody uses it."""
+        await self._loader.let_go([card])
+
     async def renew(self, catalogue: Catalogue) -> None:
         """Offer this from now on. Accepted jobs are drawn as they were accepted; a model whose card has
         changed is loaded anew for those that come after them."""

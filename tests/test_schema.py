@@ -75,6 +75,8 @@ STATUSES: dict[tuple[str, str], set[int]] = {
             ("GET", "/status", {200}),
             ("POST", "/pull", {202}),
             ("DELETE", "/files", {200, 400}),
+            ("POST", "/load", {200, 503, 504}),
+            ("POST", "/unload", {200}),
         )
     },
     **{("POST", f"/generate{end}"): _WAITS for end in ("", "/stable", "/flux")},

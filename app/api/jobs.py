@@ -12,6 +12,7 @@ import msgspec
 from litestar import Request, WebSocket, delete, get, post, put, websocket
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from pydantic import Field
 
 from app.api._access import caller_of
 from app.api._fields import PictureFields
@@ -24,6 +25,7 @@ from app.api._streams import EventStream, sse
 from app.attendance import FOREVER
 from app.domain.errors import EaselError, InvalidRequest, NotFound, Unavailable
 from app.domain.job import Job, Status
+from app.domain.request import Arguments
 from app.service import ImageService
 from app.store.history import Past, Wanted
 
@@ -36,7 +38,12 @@ Text = Annotated[str | None, QueryParameter(max_length=256)]
 
 
 class JobBody(PictureFields):
-    """The fields of `POST /v1/images/generations`."""
+    """The fields of `POST /v1/images/generations`; `partial_images` are `preview`s in events."""
+
+    partial_images: int | None = Field(default=None, ge=0, le=3)
+
+    def to_arguments(self) -> Arguments:
+        return msgspec.structs.replace(super().to_arguments(), previews=self.partial_images)
 
 
 @post(

@@ -1,4 +1,4 @@
-"""The files of models: which are here, which are on their way; fetch them, remove them.
+"""Models: which files of them are here or on their way, and which workers hold them.
 
 Control networks have such files, too.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 from litestar import delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
@@ -19,6 +20,14 @@ from app.api._schema import answers
 from app.api._shapes import AllModels, ModelFilesShown, ModelWithFiles, Removed
 from app.domain.model_card import ModelCard
 from app.service import ImageService
+
+
+class ModelHeld(msgspec.Struct):
+    """The `workers` that hold a model now, on a device or in their memory; `held` if any does."""
+
+    id: str
+    held: bool
+    workers: list[str]
 
 
 def _paths(end: str = "") -> list[str]:
@@ -68,6 +77,34 @@ async def remove(
     return {"freed": await asyncio.to_thread(service.shelf.remove, card.id)}
 
 
+@post(_paths("/load"), status_code=200, **answers(ModelHeld, 404, 503, 504, access="models"))
+async def load(
+    model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
+) -> dict[str, Any]:
+    """Have a worker hold the model, and fetch its files first where that is allowed; answers once it is
+    there. Calls that name no model get what they got before."""
+    card = _card(service, owner, model_id)
+    await service.load(card)
+    return _held(service, card)
+
+
+@post(_paths("/unload"), status_code=200, **answers(ModelHeld, 404, access="models"))
+async def unload(
+    model_id: FromPath[str], service: NamedDependency[ImageService], owner: FromPath[str] = ""
+) -> dict[str, Any]:
+    """Have all workers let go of the model. One that draws with it does so when it is done, unless the
+    next job wants it by then; the answer tells which still have it."""
+    card = _card(service, owner, model_id)
+    await service.unload(card)
+    return _held(service, card)
+
+
+def _held(service: ImageService, card: ModelCard) -> dict[str, Any]:
+    slots = service.slots()
+    workers = [slot.id for slot in slots if card.id in (*slot.models, *slot.parked)]
+    return {"id": card.id, "held": bool(workers), "workers": workers}
+
+
 def _card(service: ImageService, owner: str, model_id: str) -> ModelCard:
     return service.model(f"{owner}/{model_id}" if owner else model_id)
 
@@ -84,4 +121,4 @@ def _both(service: ImageService, card: ModelCard) -> dict[str, Any]:
     return {**model_shown(service, card), **told}
 
 
-HANDLERS = [list_models, get_model, status, pull, remove]
+HANDLERS = [list_models, get_model, status, pull, remove, load, unload]

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from app.domain.errors import EaselError, InvalidRequest
+from app.domain.errors import Cancelled, DeadlineExceeded, EaselError, InvalidRequest
+from app.domain.job import Status
 from app.settings import Settings
 from app.store.links import Links
 
@@ -21,6 +22,12 @@ shell = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+ENDS: dict[Status, int] = {"succeeded": 0, "failed": 1, "cancelled": 3, "expired": 4}
+"""What a command ends with that is about a job. 2 is for what was asked wrongly, as everywhere, and
+130 for Ctrl-C."""
 
 
 def stop(text: str, status: int) -> NoReturn:
@@ -35,6 +42,10 @@ def errors_told() -> Iterator[None]:
         yield
     except InvalidRequest as error:
         stop(f"{error.param or 'request'}: {error.message}", 2)
+    except Cancelled as error:
+        stop(error.message, ENDS["cancelled"])
+    except DeadlineExceeded as error:
+        stop(error.message, ENDS["expired"])
     except EaselError as error:
         stop(error.message, 1)
     except OSError as error:
@@ -67,3 +78,9 @@ def shown(text: str) -> str:
     return "".join(
         mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text
     )
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning of a text from outside, as `shown`."""
+    text = shown(text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
