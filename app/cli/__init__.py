@@ -16,6 +16,7 @@ from app.cli import (
     planning,
     proxying,
     serving,
+    speed,
     styles,
 )
 from app.cli._shell import shell, stop
@@ -36,6 +37,7 @@ __all__ = [
     "planning",
     "proxying",
     "serving",
+    "speed",
     "styles",
 ]
 

@@ -14,7 +14,17 @@ import typer
 
 import app
 from app.cli._shell import own_address, own_pass, shown
-from app.domain.errors import EaselError, InvalidRequest, NotFound, Unavailable, error_from
+from app.domain.errors import (
+    EaselError,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    QuotaSpent,
+    RateLimited,
+    Unavailable,
+    UploadsFull,
+    error_from,
+)
 from app.domain.events import TERMINAL, JobEvent, NumberedEvent
 from app.domain.job import Status
 from app.settings import Settings, load_settings
@@ -43,6 +53,7 @@ Key = Annotated[
 OWNER = "local"
 """Whose jobs are those of who needs no key, and of who may read the data folder."""
 
+_LATER = {kind.code: kind for kind in (QueueFull, UploadsFull, RateLimited, QuotaSpent)}
 _ID = re.compile(r"[0-9A-Za-z]{1,64}")
 _NAMES: set[str] = {kind.__struct_config__.tag for kind in JobEvent.__args__}
 
@@ -104,7 +115,8 @@ class Server:
         self.name = shown(f"{url.scheme}://{host}{port}")
         self.owner = owner
         self._headers = headers
-        self._client = httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False)
+        limits = httpx.Limits(max_connections=None)
+        self._client = httpx.Client(base_url=url, limits=limits, trust_env=False)
 
     @classmethod
     def at(cls, address: str, key: str) -> Server:
@@ -298,6 +310,9 @@ class Server:
                 f"The server at {self.name} does not know this: "
                 f"it may be older than this shell, which is Easel {app.__version__}."
             )
+        later = _LATER.get(code)
+        if later is not None:
+            return later(shown(told["message"]), retry_after=5)
         if answer.status_code == 503 and code != "model_not_fetched":
             return Unavailable(shown(told["message"]))
         if answer.status_code in (400, 404, 413, 415, 422) and code != "cancelled":

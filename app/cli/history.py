@@ -8,13 +8,14 @@ import logging
 import time
 from typing import Annotated
 
-import httpx
 import msgspec
 import typer
 
-from app.cli._shell import console, errors_told, own_address, own_pass, shell, stop
+from app.cli._server import At, Key, NoEasel, Server, server_at
+from app.cli._shell import AsJson, console, errors_told, shell, shown, stop
+from app.domain.errors import Unavailable
 from app.report import told
-from app.settings import Settings, load_settings
+from app.settings import load_settings
 from app.store.database import Database, StoreRefused
 from app.store.statistics import Report, Statistics
 
@@ -23,38 +24,46 @@ from app.store.statistics import Report, Statistics
 def stats(
     days: Annotated[float, typer.Option(help="Of the last so many days.", min=0.0)] = 30.0,
     owner: Annotated[str | None, typer.Option(help="Of one owner only.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    server: At = "",
+    key: Key = "",
+    as_json: AsJson = False,
 ) -> None:
     """Tell how long pictures took, how jobs ended, and how long they waited.
 
-    Asks the server that runs with these settings, and looks into the database where none does.
+    Asks the server that runs with these settings, and looks into the database where none does;
+    or else the server that is named.
     """
     logging.basicConfig(level=logging.ERROR)
     with errors_told():
-        report = asyncio.run(_report(load_settings(), days, owner))
+        asked = server_at(server, key)
+        report = _asked(asked, days, owner) if asked else asyncio.run(_report(days, owner))
     if as_json:
         print(json.dumps(msgspec.to_builtins(report), indent=2))
         return
     if report.statuses:
-        print(told(report), end="")
+        print("\n".join(map(shown, told(report).splitlines())))
     else:
         console.print("nothing was drawn yet")
 
 
-async def _report(settings: Settings, days: float, owner: str | None) -> Report:
+async def _report(days: float, owner: str | None) -> Report:
+    settings = load_settings()
     since = time.time() - days * 86_400
     try:
         async with await Database.open(settings.database_url()) as database:
             return await Statistics(database).report(since=since, owner=owner)
-    except StoreRefused as error:  # a server has it
-        question: dict[str, str | float] = {"days": days}
-        question |= {"owner": owner} if owner else {}
+    except StoreRefused as refused:  # a server has it
         try:
-            async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-                answer = await client.get(
-                    f"{own_address(settings)}/stats", params=question, headers=own_pass(settings)
-                )
-                answer.raise_for_status()
-            return msgspec.json.decode(answer.content, type=Report)
-        except (httpx.HTTPError, msgspec.MsgspecError):
-            stop(f"{error}, and no server answers at {settings.host}:{settings.port}", 1)
+            return _asked(Server.own(settings), days, owner)
+        except (NoEasel, Unavailable):
+            place = f"{settings.host}:{settings.port}"
+            stop(f"{refused}, and no server answers at {place}", 1)
+
+
+def _asked(server: Server, days: float, owner: str | None) -> Report:
+    question: dict[str, str | float] = {"days": days}
+    question |= {"owner": owner} if owner else {}
+    try:
+        return msgspec.convert(server.ask("GET", "/stats", params=question), Report)
+    except msgspec.ValidationError as error:
+        raise server.nonsense() from error

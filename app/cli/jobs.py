@@ -72,10 +72,9 @@ def list_jobs(
 
 
 def _table(found: list[Json], now: float) -> Table:
-    ids = Column("id", no_wrap=True, min_width=26)
+    ids = Column("id", no_wrap=True)
     others = [Column(name, no_wrap=True) for name in ("status", "", "", "left", "model", "age")]
-    prompts = Column("prompt", no_wrap=True, overflow="ellipsis")
-    table = Table(ids, *others, prompts, box=None)
+    table = Table(ids, *others, "prompt", box=None)  # the prompt is what gets shorter
     for job in found:
         going = job.get("status") in ("queued", "running")
         fraction = min(max(_number(job.get("fraction")), 0.0), 1.0)
@@ -88,7 +87,7 @@ def _table(found: list[Json], now: float) -> Table:
             left(eta).removesuffix(" left") if going else "",
             Text(cut(str(job.get("model")), 32)),
             _age(now - _number(job.get("created"))),
-            Text(cut(str(job.get("prompt")), _PROMPT)),
+            Text(cut(str(job.get("prompt")), _PROMPT), no_wrap=True, overflow="ellipsis"),
         )
     return table
 

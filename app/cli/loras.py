@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Annotated
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.cli._shell import errors_told, shell
+from app.cli._shell import AsJson, errors_told, shell
 from app.cli.models import watch
 from app.domain.lora import lora_id
 from app.main import open_loras, open_shelf
@@ -24,9 +23,7 @@ shell.add_typer(loras, name="loras")
 
 
 @loras.command("list")
-def list_loras(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+def list_loras(as_json: AsJson = False) -> None:
     """List the LoRAs that a request may name."""
     _, known = _open()
     found = known.shown()
@@ -45,13 +42,13 @@ def list_loras(
 
 
 @loras.command()
-def pull(name: str) -> None:
+def pull(name: str, as_json: AsJson = False) -> None:
     """Fetch a LoRA that the settings name; what has come stays, should it be stopped."""
     with errors_told():
         shelf, known = _open()
         known.pull(name)
         try:
-            watch(lambda: shelf.state(lora_id(name)))
+            watch(lambda: shelf.state(lora_id(name)), as_json=as_json)
         finally:
             shelf.close()
 
