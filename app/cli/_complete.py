@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from app.cli._server import Server
+from app.cli._server import server_or_own
 from app.domain import samplers
 from app.domain.errors import EaselError
 from app.settings import ConfigurationError, load_cards, load_controls, load_settings, load_styles
@@ -46,10 +46,9 @@ def sampler_names(incomplete: str) -> list[str]:
 def job_ids(incomplete: str) -> list[str]:
     """The newest jobs, of the server that a command without `--server` means."""
     try:
-        address = os.environ.get("EASEL_SERVER", "")
-        key = os.environ.get("EASEL_API_KEY", "")
-        server = Server.at(address, key) if address else Server.own(load_settings())
-        jobs = server.ask("GET", "/jobs", params={"limit": _MOST}, timeout=_SECONDS).get("jobs")
+        address, key = (os.environ.get(name, "") for name in ("EASEL_SERVER", "EASEL_API_KEY"))
+        with server_or_own(address, key) as server:
+            jobs = server.ask("GET", "/jobs", params={"limit": _MOST}, timeout=_SECONDS).get("jobs")
     except (EaselError, ConfigurationError, OSError):
         return []
     if not isinstance(jobs, list):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Annotated, Any
+from contextlib import contextmanager, nullcontext
+from typing import Annotated, Any, Self
 
 import httpx
 import msgspec
@@ -130,6 +130,12 @@ class Server:
     def own(cls, settings: Settings) -> Server:
         """The one that runs with these settings; who may read its folder may see all of it."""
         return cls(own_address(settings), lambda: own_pass(settings), owner=OWNER)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def ask(
         self,
@@ -323,14 +329,18 @@ class Server:
         return NoEasel(f"What answers at {self.name} is no Easel, or none that this shell knows.")
 
 
-def server_at(address: str, key: str) -> Server | None:
+@contextmanager
+def server_at(address: str, key: str) -> Iterator[Server | None]:
     """The server that was asked for, if any."""
-    return Server.at(address, key) if address else None
+    with Server.at(address, key) if address else nullcontext() as server:
+        yield server
 
 
-def server_or_own(address: str, key: str) -> Server:
+@contextmanager
+def server_or_own(address: str, key: str) -> Iterator[Server]:
     """The server that was asked for, or else the one that runs with the settings."""
-    return server_at(address, key) or Server.own(load_settings())
+    with Server.at(address, key) if address else Server.own(load_settings()) as server:
+        yield server
 
 
 def checked(job_id: str) -> str:

@@ -110,11 +110,11 @@ def generate(
         )
         try:
             arguments = msgspec.structs.replace(arguments, loras=tuple(map(of_text, lora or ())))
-            asked = server_at(server, key)
-            if asked is not None:
-                draw_at(asked, arguments, drawing, bars)
-            else:
-                asyncio.run(_generate(arguments, drawing, bars))
+            with server_at(server, key) as asked:
+                if asked is not None:
+                    draw_at(asked, arguments, drawing, bars)
+                else:
+                    asyncio.run(_generate(arguments, drawing, bars))
         except EaselError as error:
             drawing.wrong(error)
             raise

@@ -34,8 +34,7 @@ def stats(
     or else the server that is named.
     """
     logging.basicConfig(level=logging.ERROR)
-    with errors_told():
-        asked = server_at(server, key)
+    with errors_told(), server_at(server, key) as asked:
         report = _asked(asked, days, owner) if asked else asyncio.run(_report(days, owner))
     if as_json:
         print(json.dumps(msgspec.to_builtins(report), indent=2))
@@ -54,7 +53,8 @@ async def _report(days: float, owner: str | None) -> Report:
             return await Statistics(database).report(since=since, owner=owner)
     except StoreRefused as refused:  # a server has it
         try:
-            return _asked(Server.own(settings), days, owner)
+            with Server.own(settings) as own:
+                return _asked(own, days, owner)
         except (NoEasel, Unavailable):
             place = f"{settings.host}:{settings.port}"
             stop(f"{refused}, and no server answers at {place}", 1)

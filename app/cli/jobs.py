@@ -60,8 +60,7 @@ def list_jobs(
     asked: dict[str, str | int] = {"limit": limit}
     given = {"status": status, "model": model, "q": search}
     asked |= {name: value for name, value in given.items() if value}
-    with errors_told():
-        asking = server_or_own(server, key)
+    with errors_told(), server_or_own(server, key) as asking:
         told = asking.jobs(asked)
         if as_json:
             print(json.dumps(told, indent=2))
@@ -126,8 +125,7 @@ def watch(
 
     Ctrl-C ends the watching, and not the jobs. A broken connection is taken up again.
     """
-    with errors_told():
-        asked = server_or_own(server, key)
+    with errors_told(), server_or_own(server, key) as asked:
         if job_id is None:
             status = watch_all(asked, as_json=as_json, as_events=json_events)
             raise typer.Exit(status)
@@ -159,8 +157,7 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel jobs; those that have ended stay as they are."""
-    with errors_told():
-        asked = server_or_own(server, key)
+    with errors_told(), server_or_own(server, key) as asked:
         ends: dict[str, str] = {}
         wrong: EaselError | None = None
         for one in job_id:
@@ -191,8 +188,7 @@ def replay(
     json_events: JsonEvents = False,
 ) -> None:
     """Draw a job again, exactly as it was; with -o its pictures are fetched."""
-    with errors_told():
-        asked = server_or_own(server, key)
+    with errors_told(), server_or_own(server, key) as asked:
         job = asked.submit(f"/jobs/{checked(job_id)}/replay")
         if watch or output is not None or json_events:
             how = {"as_json": as_json, "as_events": json_events}

@@ -62,8 +62,7 @@ def list_models(server: At = "", key: Key = "", as_json: AsJson = False) -> None
 
 
 def _list(address: str, key: str, *, as_json: bool) -> None:
-    with errors_told():
-        server = server_at(address, key)
+    with errors_told(), server_at(address, key) as server:
         told = _told_by(server) if server else _told_here()
     if as_json:
         print(json.dumps(told, indent=2))
@@ -112,8 +111,7 @@ def _told_by(server: Server) -> list[Json]:
 @models.command()
 def pull(name: Name, server: At = "", key: Key = "", as_json: AsJson = False) -> None:
     """Fetch the files of a model; what has come stays, should it be stopped."""
-    with errors_told():
-        asked = server_at(server, key)
+    with errors_told(), server_at(server, key) as asked:
         if asked is not None:
             path = _path(name)
             asked.ask("POST", f"{path}/pull")
@@ -131,8 +129,7 @@ def pull(name: Name, server: At = "", key: Key = "", as_json: AsJson = False) ->
 @models.command()
 def rm(name: Name, server: At = "", key: Key = "", as_json: AsJson = False) -> None:
     """Remove the files that were fetched for a model."""
-    with errors_told():
-        asked = server_at(server, key)
+    with errors_told(), server_at(server, key) as asked:
         if asked is not None:
             freed = asked.ask("DELETE", f"{_path(name)}/files").get("freed")
             if not isinstance(freed, int):
@@ -149,8 +146,7 @@ def rm(name: Name, server: At = "", key: Key = "", as_json: AsJson = False) -> N
 @models.command()
 def load(name: Name, server: At = "", key: Key = "", as_json: AsJson = False) -> None:
     """Have a worker of a server hold a model, so that its next picture need not wait for that."""
-    with errors_told():
-        asked = server_or_own(server, key)
+    with errors_told(), server_or_own(server, key) as asked:
         with console.status(f"loading {shown(name)}"):
             told = asked.ask("POST", f"{_path(name)}/load", timeout=_LOAD_SECONDS)
         _tell_held(asked, told, "is held by {}", "is held by nobody", as_json=as_json)
@@ -159,8 +155,7 @@ def load(name: Name, server: At = "", key: Key = "", as_json: AsJson = False) ->
 @models.command()
 def unload(name: Name, server: At = "", key: Key = "", as_json: AsJson = False) -> None:
     """Have all workers of a server let go of a model; one in use goes when it is idle."""
-    with errors_told():
-        asked = server_or_own(server, key)
+    with errors_told(), server_or_own(server, key) as asked:
         told = asked.ask("POST", f"{_path(name)}/unload")
         _tell_held(asked, told, "leaves {} once it is idle", "is held by nobody", as_json=as_json)
 

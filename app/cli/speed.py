@@ -76,8 +76,7 @@ def speed(
     """
     wish = {"model": model, "num_inference_steps": steps, "width": width, "height": height}
     body: Json = {"prompt": prompt} | {name: value for name, value in wish.items() if value}
-    with errors_told():
-        asked = server_or_own(server, key)
+    with errors_told(), server_or_own(server, key) as asked:
         asked.ask("GET", "/models")  # a wrong address or key is no result
         clients = _Clients(asked, body)
         try:
