@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -42,6 +43,7 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
+        rest = b""
         while True:
             try:
                 data = os.read(self._ours, 65_536)
@@ -51,7 +53,13 @@ class Terminal:
                 return
             with self._lock:
                 self.raw += data
-                self._stream.feed(data)
+                # Commands of this kind show nothing; pyte does not know them, and would write them out.
+                *whole, rest = re.split(rb"(?=\x1b_)", rest + data)
+                if rest.startswith(b"\x1b_") and b"\x1b\\" not in rest:
+                    data = b"".join(whole)
+                else:
+                    data, rest = b"".join([*whole, rest]), b""
+                self._stream.feed(re.sub(rb"\x1b_[^\x1b]*\x1b\\", b"", data))
 
     @property
     def text(self) -> str:

@@ -234,13 +234,17 @@ class Server:
         """Name, data and number of each event; the name is None for a heartbeat, "" for a comment."""
         if not answer.headers.get("content-type", "").startswith("text/event-stream"):
             raise self.nonsense()
-        waiting = b""
+        buffer = bytearray()
         for piece in answer.iter_bytes():
-            *frames, waiting = (waiting + piece).split(b"\n\n")
-            if len(waiting) > _ANSWER:
-                raise self.nonsense()
-            for frame in frames:
+            seen = max(0, len(buffer) - 1)
+            buffer += piece
+            while (end := buffer.find(b"\n\n", seen)) >= 0:
+                frame = bytes(buffer[:end])
+                del buffer[: end + 2]
+                seen = 0
                 yield self._fields(frame)
+            if len(buffer) > _ANSWER:
+                raise self.nonsense()
 
     def _fields(self, frame: bytes) -> tuple[str | None, Json, int | None]:
         fields: dict[bytes, bytes] = {}

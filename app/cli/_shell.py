@@ -37,17 +37,19 @@ def stop(text: str, status: int) -> NoReturn:
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """End the process with a sentence and a status where an error would end it with a traceback."""
+    """End the process with a sentence and a status where an error would end it with a traceback.
+
+    Sentences may be those of a server."""
     try:
         yield
     except InvalidRequest as error:
-        stop(f"{error.param or 'request'}: {error.message}", 2)
+        stop(f"{error.param or 'request'}: {shown(error.message)}", 2)
     except Cancelled as error:
-        stop(error.message, ENDS["cancelled"])
+        stop(shown(error.message), ENDS["cancelled"])
     except DeadlineExceeded as error:
-        stop(error.message, ENDS["expired"])
+        stop(shown(error.message), ENDS["expired"])
     except EaselError as error:
-        stop(error.message, 1)
+        stop(shown(error.message), 1)
     except OSError as error:
         stop(f"{error.filename}: {error.strerror}", 1)
     except KeyboardInterrupt:
