@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from typer.main import get_command
 
+from app.cli import shell
+from app.cli._shell import ENDS
 from app.cli.speed import Sample, summed
 from tests.conftest import CARDS
 from tests.gateway import Gateway
@@ -278,3 +285,36 @@ def test_bash_completes_names_and_jobs(at_home: Gateway) -> None:
     assert job in ids.split()
     assert (none, command) == ("", "jobs")
     assert done.stderr == ""
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "shell.md").read_text()
+
+
+def commands(group: Any, *names: str) -> Iterator[str]:
+    """The full name of every command."""
+    for name, one in group.commands.items():
+        if hasattr(one, "commands"):
+            yield from commands(one, *names, name)
+        else:
+            yield " ".join((*names, name))
+
+
+def test_the_page_tells_every_command_with_an_example_that_it_takes() -> None:
+    tree = get_command(shell)
+    rows = re.findall(r"^\| `easel ([a-z ]+)` \| .+ \| `easel (.+)` \|$", PAGE, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(commands(tree))
+    for name, example in rows:
+        words = shlex.split(example.partition(" > ")[0])
+        assert " ".join(words).startswith(name)
+        given = words[len(name.split()) :]
+        one: Any = tree
+        for part in name.split():
+            one = one.commands[part]
+        one.make_context(name, given, resilient_parsing=False).close()  # raises for wrong use
+
+
+def test_the_page_tells_every_exit_code() -> None:
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
+    assert told == {2, 130, *ENDS.values()}

@@ -37,6 +37,7 @@ __all__ = [
     "planning",
     "proxying",
     "serving",
+    "shell",
     "speed",
     "styles",
 ]

@@ -111,7 +111,7 @@ def watch(
         typer.Argument(
             help="Its id; all of yours that are not done, if none is given.",
             autocompletion=job_ids,
-            metavar="[ID]",
+            metavar="ID",
         ),
     ] = None,
     output: Output = None,
