@@ -7,7 +7,7 @@ import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -40,9 +40,11 @@ from app.domain.model_source import HUB
 from app.domain.style import Style, Styles
 from app.logs import Format as LogFormat
 from app.model_files.loras import lora_card
-from app.store.history import Limits
 from app.webhooks.policy import WebhookPolicy
 from app.workers.budget import Budget
+
+if TYPE_CHECKING:
+    from app.store.history import Limits
 
 _PACKAGE = Path(__file__).parent
 BUNDLED = _PACKAGE / "bundled_models"
@@ -254,6 +256,8 @@ class Settings(BaseSettings):
 
     def history_limits(self) -> Limits:
         """What is forgotten; zeros are without limit."""
+        from app.store.history import Limits  # the shell can do without a database
+
         return Limits(
             seconds=self.history_seconds or None,
             jobs=self.history_jobs or None,

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from app.api._jobs import error_in, told
 from app.cli._progress import Bars
 from app.domain.errors import EaselError
 from app.domain.events import Expired, Failed, ImageReady, JobCancelled, NumberedEvent, Succeeded
@@ -38,6 +37,8 @@ class Drawing:
         """Take in the next event of the job that began."""
         job_id, event = self.job_id or "", numbered.event
         if self._as_events:
+            from app.api._jobs import told  # what commands need not, that say little
+
             name, data = told(job_id, numbered)
             data.pop("preview", None)
             print(json.dumps({"event": name, "number": numbered.number, **data}), flush=True)
@@ -65,6 +66,8 @@ class Drawing:
     def over(self) -> None:
         """Tell how it ended. Raises the EaselError that it ended with."""
         if isinstance(self.ended, Failed | Expired | JobCancelled):
+            from app.api._jobs import error_in
+
             raise error_in(self.ended)
         if self._as_json:
             self._tell("succeeded", None)

@@ -6,15 +6,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from app.domain.errors import Cancelled, DeadlineExceeded, EaselError, InvalidRequest
 from app.domain.job import Status
-from app.settings import Settings
-from app.store.links import Links
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 shell = typer.Typer(
     help="A self-hosted image API in front of Stable Diffusion and Flux.",
@@ -64,6 +65,8 @@ def own_address(settings: Settings) -> str:
 
 def own_pass(settings: Settings) -> dict[str, str]:
     """What shows the server of the same data folder that who asks may read that folder."""
+    from app.store.links import Links
+
     given = Links.open(settings.data_dir).local_pass()
     return {"authorization": f"Bearer {given}"}
 

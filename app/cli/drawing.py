@@ -6,7 +6,7 @@ import asyncio
 import logging
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -21,9 +21,10 @@ from app.cli._shell import console, errors_told, read_file, shell
 from app.domain.errors import EaselError
 from app.domain.lora import of_text
 from app.domain.request import Arguments
-from app.service import ImageService
 from app.settings import load_settings
-from app.store.database import StoreRefused
+
+if TYPE_CHECKING:
+    from app.service import ImageService
 
 
 @shell.command()
@@ -122,6 +123,7 @@ def generate(
 
 async def _generate(arguments: Arguments, drawing: Drawing, bars: Bars) -> None:
     from app.main import build
+    from app.store.database import StoreRefused
     from app.workers.in_process import InProcessPool
 
     logging.basicConfig(level=logging.ERROR)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -14,10 +14,10 @@ import typer
 from app.cli._server import At, Key, NoEasel, Server, server_at
 from app.cli._shell import AsJson, console, errors_told, shell, shown, stop
 from app.domain.errors import Unavailable
-from app.report import told
 from app.settings import load_settings
-from app.store.database import Database, StoreRefused
-from app.store.statistics import Report, Statistics
+
+if TYPE_CHECKING:
+    from app.store.statistics import Report
 
 
 @shell.command()
@@ -40,12 +40,17 @@ def stats(
         print(json.dumps(msgspec.to_builtins(report), indent=2))
         return
     if report.statuses:
+        from app.report import told
+
         print("\n".join(map(shown, told(report).splitlines())))
     else:
         console.print("nothing was drawn yet")
 
 
 async def _report(days: float, owner: str | None) -> Report:
+    from app.store.database import Database, StoreRefused
+    from app.store.statistics import Statistics
+
     settings = load_settings()
     since = time.time() - days * 86_400
     try:
@@ -61,6 +66,8 @@ async def _report(days: float, owner: str | None) -> Report:
 
 
 def _asked(server: Server, days: float, owner: str | None) -> Report:
+    from app.store.statistics import Report
+
     question: dict[str, str | float] = {"days": days}
     question |= {"owner": owner} if owner else {}
     try:

@@ -6,21 +6,20 @@ import asyncio
 import json
 import logging
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.api.keys import KeyDesk, shown
 from app.cli._shell import console, errors_told, own_address, own_pass, shell, stop
 from app.domain.access import SCOPES, Allowance
 from app.domain.errors import InvalidRequest
 from app.settings import Settings, load_settings
-from app.store.database import Database, StoreRefused
-from app.store.keys import KeyRing
-from app.store.spending import Ledger
+
+if TYPE_CHECKING:
+    from app.store.database import Database
 
 keys = typer.Typer(help="Make keys, list them, revoke them.", no_args_is_help=True)
 shell.add_typer(keys, name="keys")
@@ -127,6 +126,8 @@ async def _done(
     settings: Settings, method: str, path: str, body: Json | None, forget: bool
 ) -> Json:
     """By the database, or by the server that has it to itself. Raises EaselError."""
+    from app.store.database import Database, StoreRefused
+
     try:
         async with await Database.open(settings.database_url()) as database:
             return await _in(database, method, path, body, forget)
@@ -150,6 +151,10 @@ async def _done(
 
 
 async def _in(database: Database, method: str, path: str, body: Json | None, forget: bool) -> Json:
+    from app.api.keys import KeyDesk, shown
+    from app.store.keys import KeyRing
+    from app.store.spending import Ledger
+
     ring, ledger = KeyRing(database), Ledger(database)
     await ledger.load()
     key_id = path.removeprefix("/keys").strip("/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
@@ -13,10 +14,11 @@ from rich.table import Table
 from app.cli._shell import AsJson, errors_told, shell
 from app.cli.models import watch
 from app.domain.lora import lora_id
-from app.main import open_loras, open_shelf
-from app.model_files.loras import LoraShelf
-from app.model_files.shelf import ModelShelf
 from app.settings import load_settings
+
+if TYPE_CHECKING:
+    from app.model_files.loras import LoraShelf
+    from app.model_files.shelf import ModelShelf
 
 loras = typer.Typer(help="List LoRAs, fetch them.", no_args_is_help=True)
 shell.add_typer(loras, name="loras")
@@ -54,6 +56,8 @@ def pull(name: str, as_json: AsJson = False) -> None:
 
 
 def _open() -> tuple[ModelShelf, LoraShelf]:
+    from app.main import open_loras, open_shelf
+
     logging.basicConfig(level=logging.ERROR)
     settings = load_settings()
     shelf = open_shelf(settings, {})

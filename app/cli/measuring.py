@@ -18,7 +18,6 @@ from rich.table import Column, Table
 
 from app.cli._shell import console, errors_told, shell, stop
 from app.domain.model_card import ModelCard
-from app.main import open_shelf
 from app.presets import (
     FILE_NAME,
     GATES,
@@ -31,7 +30,6 @@ from app.presets import (
     told,
 )
 from app.scheduling.batch_profile import BatchProfile, BatchProfiles, profile_of
-from app.scheduling.expectations import device_kind
 from app.settings import Settings, load_cards, load_settings
 
 if TYPE_CHECKING:
@@ -79,6 +77,7 @@ def _calibrated(
     # What was compiled before must not hide how long a server's first picture would take.
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     from app.engines import calibration
+    from app.scheduling.expectations import device_kind
 
     device = settings.device_names()[0]
     techniques = only or calibration.candidates(card, device)
@@ -132,6 +131,8 @@ def profile(
 
     Do this while no server uses the data folder: one that runs knows only its own measurements.
     """
+    from app.scheduling.expectations import device_kind
+
     settings = load_settings()
     device = settings.device_names()[0]
     width, height = _sides(size)
@@ -178,6 +179,8 @@ def _cards(settings: Settings, names: Sequence[str] | None) -> list[ModelCard]:
     for name in names or ():
         if name not in cards:
             stop(f"there is no model {name}; models: {', '.join(cards)}", 2)
+    from app.main import open_shelf
+
     shelf = open_shelf(settings, cards)
     here = {name: card for name in cards if (card := shelf.local(name)) is not None}
     for name in names or ():

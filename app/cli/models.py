@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -29,10 +29,11 @@ from app.cli._server import At, Json, Key, Server, server_at, server_or_own
 from app.cli._shell import AsJson, console, errors_told, shell, shown, stop
 from app.domain.errors import InvalidRequest
 from app.domain.model_card import ModelCard
-from app.main import open_shelf
-from app.model_files.shelf import ModelShelf
 from app.model_files.state import ModelFiles
 from app.settings import load_cards, load_controls, load_settings
+
+if TYPE_CHECKING:
+    from app.model_files.shelf import ModelShelf
 
 models = typer.Typer()
 shell.add_typer(models, name="models")
@@ -205,6 +206,8 @@ def watch(look: Callable[[], ModelFiles], *, as_json: bool = False) -> None:
 
 
 def _shelf() -> tuple[dict[str, ModelCard], ModelShelf]:
+    from app.main import open_shelf
+
     logging.basicConfig(level=logging.ERROR)
     settings = load_settings()
     controls = load_controls(settings.controls_dir)
