@@ -50,9 +50,6 @@ Key = Annotated[
     ),
 ]
 
-OWNER = "local"
-"""Whose jobs are those of who needs no key, and of who may read the data folder."""
-
 _LATER = {kind.code: kind for kind in (QueueFull, UploadsFull, RateLimited, QuotaSpent)}
 _ID = re.compile(r"[0-9A-Za-z]{1,64}")
 _NAMES: set[str] = {kind.__struct_config__.tag for kind in JobEvent.__args__}
@@ -67,7 +64,6 @@ _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)
 _TIMEOUT = httpx.Timeout(30, connect=10)
 _STREAM_TIMEOUT = httpx.Timeout(60, connect=10)
 """Seconds; a stream that is well has a heartbeat more often."""
-
 
 OPENED = ("", Json())
 """What `Server.feed` gives first, and again after a broken connection."""
@@ -99,11 +95,11 @@ class Server:
     answers, and `NoEasel` for what no Easel would say.
     """
 
-    def __init__(
-        self, address: str, headers: Callable[[], Mapping[str, str]], *, owner: str | None
-    ) -> None:
-        """`headers` show who asks; they are made anew for each request. `owner` is whose jobs are
-        his, where that is known."""
+    def __init__(self, address: str, headers: Callable[[], Mapping[str, str]]) -> None:
+        """`headers` show who asks; they are made anew for each request: a pass is soon over.
+
+        Raises InvalidRequest.
+        """
         try:
             url = httpx.URL(address)
         except (httpx.InvalidURL, UnicodeError) as error:
@@ -113,7 +109,6 @@ class Server:
         port = f":{url.port}" if url.port else ""
         host = f"[{url.host}]" if ":" in url.host else url.host
         self.name = shown(f"{url.scheme}://{host}{port}")
-        self.owner = owner
         self._headers = headers
         limits = httpx.Limits(max_connections=None)
         self._client = httpx.Client(base_url=url, limits=limits, trust_env=False)
@@ -124,12 +119,12 @@ class Server:
         if not key.isascii() or not key.isprintable():
             raise InvalidRequest("A key is of visible ASCII characters.", param="--key")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return cls(address, lambda: headers, owner=None if key else OWNER)
+        return cls(address, lambda: headers)
 
     @classmethod
     def own(cls, settings: Settings) -> Server:
         """The one that runs with these settings; who may read its folder may see all of it."""
-        return cls(own_address(settings), lambda: own_pass(settings), owner=OWNER)
+        return cls(own_address(settings), lambda: own_pass(settings))
 
     def __enter__(self) -> Self:
         return self

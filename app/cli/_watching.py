@@ -30,6 +30,7 @@ class _Watched:
         self._as_json = as_json or as_events
         self._as_events = as_events
         self._told: set[str] = set()
+        self._all_told = False
         self.going: dict[str, None] = {}
         self.ended: dict[str, Status] = {}
 
@@ -40,6 +41,7 @@ class _Watched:
     def look_again(self) -> None:
         """What became of jobs while no stream told of them."""
         self._told.clear()
+        self._all_told = False
         for name in list(self.going):
             try:
                 told = self._server.ask("GET", f"/jobs/{name}")
@@ -60,6 +62,8 @@ class _Watched:
 
     def heard(self, name: str, data: Json) -> None:
         if name == "job":
+            if self._all_told:  # so much was missed that all is told anew
+                self.look_again()
             job = self._server.standing(data)
             self._told.add(job.id)
             self.stands(job)
@@ -78,6 +82,7 @@ class _Watched:
 
     def only_mine(self) -> None:
         """All of the caller's jobs have been told: the others are somebody else's."""
+        self._all_told = True
         for name in self.going.keys() - self._told:
             del self.going[name]
             self._bars.remove(name)
@@ -95,7 +100,7 @@ def watch_all(server: Server, *, as_json: bool, as_events: bool) -> int:
     them is. Raises what `Server` raises."""
     bars = Bars(named=True)
     watched = _Watched(server, bars, as_json=as_json, as_events=as_events)
-    for status in ("running", "queued"):
+    for status in ("queued", "running"):  # so that none is missed which begins meanwhile
         for job in server.jobs({"status": status, "limit": _MOST}):
             watched.take(server.standing(job))
     try:
