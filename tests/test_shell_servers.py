@@ -228,6 +228,14 @@ def test_events_of_later_versions_are_passed_over(easel: Easel) -> None:
         assert easel("generate", "x", "--server", address).code == 3
 
 
+def test_an_event_that_comes_again_is_one(easel: Easel) -> None:
+    status, kind, once = events(("started", {"worker": "w", "attempt": 1}))
+    told = status, kind, once * 2 + once.replace("id: 1", "id: 2").replace("started", "cancelled")
+    with stranger({"/jobs": answer({"id": "a1"}), "/jobs/a1/events": told}) as address:
+        done = easel("generate", "x", "--json-events", "--server", address)
+    assert [line.get("number") for line in done.lines] == [1, 2, None]
+
+
 def test_a_server_of_another_time_is_named(easel: Easel) -> None:
     with stranger({"/models/fake/unload": answer(NOT_THERE, 404)}) as address:
         done = easel("models", "unload", "fake", "--server", address)

@@ -128,6 +128,8 @@ MAY_NOT = {
     "generate pulls": ("ann", "POST", "/models/fake/pull"),
     "generate removes files": ("ann", "DELETE", "/models/fake/files"),
     "generate loads": ("ann", "POST", "/v1/load-model?model_name=fake"),
+    "generate loads one model": ("ann", "POST", "/models/fake/load"),
+    "generate unloads": ("ann", "POST", "/models/fake/unload"),
     "generate lists keys": ("ann", "GET", "/keys"),
     "generate revokes": ("ann", "DELETE", "/keys/000000000000"),
     "models draws": ("fetcher", "POST", "/jobs"),

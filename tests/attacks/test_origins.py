@@ -89,6 +89,8 @@ BODILESS = {
     "replay": ("POST", "/jobs/x/replay"),
     "pull": ("POST", "/models/fake/pull"),
     "load": ("POST", "/v1/load-model?model_name=fake"),
+    "load one": ("POST", "/models/fake/load"),
+    "unload": ("POST", "/models/fake/unload"),
     "interrupt": ("POST", "/sdapi/v1/interrupt"),
     "cancel": ("DELETE", "/jobs/x"),
     "forget all": ("DELETE", "/jobs?mine=true"),
