@@ -106,6 +106,7 @@ def test_what_the_server_refuses_is_told_as_it_is_here(easel: Easel, house: Gate
 def test_jobs_are_listed_as_they_were_asked_for(easel: Easel, house: Gateway) -> None:
     ended(house, submitted(house, prompt="ein Kanarienvogel im Schnee"))
     ended(house, submitted(house, prompt="ein Kanarienvogel", model="lab/batch", steps=1))
+    ended(house, submitted(house, prompt="ein Spatz"))
     told = easel("jobs", "list", "--search", "kanarien", "--json").json
     assert [job["model"] for job in told] == ["lab/batch", "fake"]
     one = easel("jobs", "list", "--search", "kanarien", "--model", "fake", "--limit", "1", "--json")
@@ -243,9 +244,10 @@ def test_speed_counts_what_ended_well() -> None:
     assert summed([], 1.0, 1).p50 is None
 
 
-def test_statistics_are_those_of_the_server(easel: Easel, house: Gateway) -> None:
+def test_statistics_are_those_of_the_server(easel: Easel, house: Gateway, tmp_path: Path) -> None:
     ended(house, submitted(house))
-    there = easel("stats", "--server", house.url, "--json").json
+    nothing_here = str(tmp_path / "data")
+    there = easel("stats", "--server", house.url, "--json", EASEL_DATA_DIR=nothing_here).json
     assert {kind["model"] for kind in there["generation"]} >= {"fake"}
     assert easel("stats", "--json").json["statuses"] == there["statuses"]
 
