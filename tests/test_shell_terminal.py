@@ -161,6 +161,24 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(at_home: Gateway) -> None:
     httpx.delete(f"{at_home.url}/jobs/{job_id}")
 
 
+def jobs_of(house: Gateway, words: str) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = httpx.get(f"{house.url}/jobs", params={"q": words}).json()["jobs"]
+    return found
+
+
+def test_a_measurement_that_is_stopped_leaves_nothing_behind(at_home: Gateway) -> None:
+    wish = ("-n", "9", "-c", "4", *SLOW[:2], "--steps", "900", "--prompt", "Tachometer")
+    with terminal("bench", "speed", *wish, "--server", at_home.url) as seen:
+        seen.wait_for("0/9")
+        while len(found := jobs_of(at_home, "Tachometer")) < 4:
+            time.sleep(0.05)
+        seen.press_ctrl_c()
+        assert seen.ended() == 130
+        assert seen.text.endswith("stopped; what was under way was cancelled")
+    assert {job["status"] for job in found} <= {"queued", "running"}
+    assert jobs_of(at_home, "Tachometer") == []
+
+
 def test_a_strangers_words_do_not_steer_the_terminal(at_home: Gateway) -> None:
     job_id = submitted(at_home, prompt="\x1b]0;owned\x07\x1b[2J[red]hen[/red]\u202e\x9b31m")
     with terminal("jobs", "list", "--server", at_home.url, "--limit", "1", COLUMNS="150") as seen:

@@ -21,7 +21,7 @@ from app.cli._complete import model_ids
 from app.cli._server import At, Json, Key, Server, server_or_own
 from app.cli._shell import ENDS, AsJson, console, errors_told, shown, stop
 from app.cli.measuring import bench
-from app.domain.errors import EaselError
+from app.domain.errors import EaselError, NotFound
 from app.domain.events import Expired, Failed, ImageReady, JobCancelled, Progressed
 
 _MOST, _MOST_AT_ONCE = 1000, 64
@@ -116,7 +116,7 @@ class _Clients:
         except KeyboardInterrupt:
             self._stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            self.tidy(forget=True)
+            self.tidy(forget=False)
             stop("stopped; what was under way was cancelled", 130)
         finally:
             self._stopped.set()
@@ -129,6 +129,8 @@ class _Clients:
             job_id: str = self._server.submit("/jobs", self._body)["id"]
             self._ids.append(job_id)
             self._unfinished.add(job_id)
+            if self._stopped.is_set():  # while it was on its way: nobody else knows of it
+                self._server.ask("DELETE", f"/jobs/{job_id}")
             for numbered in self._server.follow(job_id):
                 match numbered.event:
                     case Progressed() if first is None:
@@ -146,13 +148,14 @@ class _Clients:
 
     def tidy(self, *, forget: bool) -> None:
         """Leave nothing that is drawn for nobody, and with `forget` nothing at all."""
-        for job_id in self._ids if forget else list(self._unfinished):
+        question = {"forget": "true"} if forget else {}
+        for job_id in list(self._ids if forget else self._unfinished):
             try:
-                question = {"forget": "true"} if forget else {}
                 self._server.ask("DELETE", f"/jobs/{job_id}", params=question)
-            except EaselError:
+            except NotFound:  # the server has forgotten it already
+                continue
+            except EaselError:  # it is gone, or wants no more of this
                 return
-        self._ids.clear()
 
 
 def summed(samples: Sequence[Sample], seconds: float, at_once: int) -> Speed:
