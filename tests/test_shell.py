@@ -21,7 +21,7 @@ from app.cli import shell
 from app.cli._shell import ENDS
 from app.cli.speed import Sample, summed
 from tests.conftest import CARDS
-from tests.gateway import Gateway
+from tests.gateway import Gateway, free_port
 from tests.pictures import pixels
 from tests.shell_house import Easel, at_home, easel, ended, house, submitted
 
@@ -217,6 +217,22 @@ def test_models_of_a_server_are_listed_like_those_here(easel: Easel, house: Gate
     assert states["sd15-canny"] == "not_downloaded"
     here = easel("models", "--json", EASEL_MODELS_DIR=str(CARDS)).json
     assert {card["id"] for card in here} == states.keys() - {"painter", "broken"}
+
+
+def test_lists_of_a_server_are_those_that_it_has(easel: Easel, house: Gateway) -> None:
+    """The settings here name none of it."""
+    elsewhere = {"EASEL_SERVER": house.url, "EASEL_CONTROLS_DIR": "nowhere"}
+    styles = easel("styles", "--json", **elsewhere).json
+    assert styles == easel("styles", "--json").json
+    assert "dramatic" in easel("styles", **elsewhere).out
+    controls = {one["id"] for one in easel("controls", "--json", **elsewhere).json}
+    assert "sdxl-canny" in controls
+    assert easel("controls", "--server", "", "--json", **elsewhere).json == []
+    assert easel("loras", "list", "--json", **elsewhere).json == []
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    for words in (("styles",), ("controls",), ("loras", "list")):
+        assert easel(*words, EASEL_SERVER=nowhere).code == 1
+        assert easel(*words, "--server", "", EASEL_SERVER=nowhere).code == 0
 
 
 def test_the_speed_of_a_server_is_measured_and_nothing_is_left(

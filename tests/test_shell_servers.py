@@ -130,6 +130,9 @@ NOT_THERE = {"error": {"message": "There is nothing at this address.", "code": "
 EVIL = "\x1b]0;owned\x07\x1b[2Jboo"
 
 
+LORA = {"family": "x", "trigger_words": [EVIL], "bytes": 1, "state": "on_disk", "name": EVIL}
+
+
 class Stranger(http.server.BaseHTTPRequestHandler):
     """Answers what its path says, for jobs of any name."""
 
@@ -260,6 +263,8 @@ def test_a_hostile_server_cannot_steer_the_terminal() -> None:
         "/jobs/a1/events": told,
         "/models": answer({"data": [{"id": EVIL, "state": EVIL, "reason": EVIL}]}),
         "/controls": answer({"controls": []}),
+        "/styles": answer({"styles": [{"id": EVIL, "aliases": [EVIL], "prefix": EVIL}]}),
+        "/loras": answer({"loras": [LORA]}),
         "/models/fake/load": answer({"id": EVIL, "workers": [EVIL]}),
         "/models/fake/unload": answer({"error": {"message": EVIL, "code": EVIL}}, 400),
     }
@@ -268,6 +273,8 @@ def test_a_hostile_server_cannot_steer_the_terminal() -> None:
             (("generate", "x", "--preview", "blocks"), 1),
             (("jobs", "list"), 0),
             (("models", "list"), 0),
+            (("styles",), 0),
+            (("loras", "list"), 0),
             (("models", "load", "fake"), 0),
             (("models", "unload", "fake"), 2),
         ):

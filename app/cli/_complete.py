@@ -48,12 +48,11 @@ def job_ids(incomplete: str) -> list[str]:
     try:
         address, key = (os.environ.get(name, "") for name in ("EASEL_SERVER", "EASEL_API_KEY"))
         with server_or_own(address, key) as server:
-            jobs = server.ask("GET", "/jobs", params={"limit": _MOST}, timeout=_SECONDS).get("jobs")
+            asked = {"limit": _MOST}
+            jobs = server.listed("/jobs", "jobs", params=asked, timeout=_SECONDS)
     except (EaselError, ConfigurationError, OSError):
         return []
-    if not isinstance(jobs, list):
-        return []
-    ids = [str(job.get("id")) for job in jobs if isinstance(job, dict)]
+    ids = [str(job.get("id")) for job in jobs]
     return _fitting([one for one in ids if one.isascii() and one.isalnum()], incomplete)
 
 

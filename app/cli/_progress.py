@@ -131,5 +131,5 @@ class _Left(ProgressColumn):
 
 
 def left(seconds: float) -> str:
-    seconds = max(0.0, seconds)
+    seconds = min(max(0.0, seconds), 1e9)
     return f"{seconds:.1f} s left" if seconds < 60 else f"{seconds / 60:.0f} min left"

@@ -155,12 +155,16 @@ class Server:
         self._id(told.get("id"))
         return told
 
-    def jobs(self, asked: Mapping[str, str | int]) -> list[Json]:
-        """The newest of the jobs that fit what is asked, as the server tells them."""
-        found = self.ask("GET", "/jobs", params=asked).get("jobs")
-        if not isinstance(found, list) or not all(isinstance(job, dict) for job in found):
+    def listed(self, path: str, name: str, **more: Any) -> list[Json]:
+        """The objects that it answers with under this name."""
+        found = self.ask("GET", path, **more).get(name)
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
             raise self.nonsense()
         return found
+
+    def jobs(self, asked: Mapping[str, str | int]) -> list[Json]:
+        """The newest of the jobs that fit what is asked, as the server tells them."""
+        return self.listed("/jobs", "jobs", params=asked)
 
     def standing(self, told: Json) -> Standing:
         """The same, of one of them."""

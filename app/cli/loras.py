@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from app.cli._shell import AsJson, errors_told, shell
+from app.cli._server import At, Key, Server, server_at
+from app.cli._shell import AsJson, errors_told, shell, shown
 from app.cli.models import watch
 from app.domain.lora import lora_id
 from app.settings import load_settings
 
 if TYPE_CHECKING:
-    from app.model_files.loras import LoraShelf
+    from app.model_files.loras import LoraShelf, LoraShown
     from app.model_files.shelf import ModelShelf
 
 loras = typer.Typer(help="List LoRAs, fetch them.", no_args_is_help=True)
@@ -25,22 +28,23 @@ shell.add_typer(loras, name="loras")
 
 
 @loras.command("list")
-def list_loras(as_json: AsJson = False) -> None:
+def list_loras(server: At = "", key: Key = "", as_json: AsJson = False) -> None:
     """List the LoRAs that a request may name."""
-    _, known = _open()
-    found = known.shown()
+    with errors_told(), server_at(server, key) as asked:
+        found = _told_by(asked) if asked else _open()[1].shown()
     if as_json:
         print(json.dumps([msgspec.structs.asdict(one) for one in found], indent=2))
         return
     table = Table("name", "for", "state", "size", "trigger words", box=None)
     for one in found:
         size = f"{one.bytes / 1e6:.1f} MB" if one.bytes else ""
-        words = ", ".join(one.trigger_words)
-        table.add_row(one.name, one.family, one.state.replace("_", " "), size, words)
+        state, words = one.state.replace("_", " "), ", ".join(one.trigger_words)
+        texts = (one.name, one.family, state, size, words)
+        table.add_row(*(Text(shown(text)) for text in texts))
     Console().print(table)
     for one in found:
         if one.reason:
-            print(one.reason)
+            print(shown(one.reason))
 
 
 @loras.command()
@@ -53,6 +57,16 @@ def pull(name: str, as_json: AsJson = False) -> None:
             watch(lambda: shelf.state(lora_id(name)), as_json=as_json)
         finally:
             shelf.close()
+
+
+def _told_by(server: Server) -> Sequence[LoraShown]:
+    """Raises what `Server` raises."""
+    from app.model_files.loras import LoraShown
+
+    try:
+        return msgspec.convert(server.listed("/loras", "loras"), list[LoraShown])
+    except msgspec.ValidationError as error:
+        raise server.nonsense() from error
 
 
 def _open() -> tuple[ModelShelf, LoraShelf]:

@@ -96,13 +96,10 @@ def _told_here() -> list[Json]:
 
 def _told_by(server: Server) -> list[Json]:
     """The same, of a server. Raises what `Server` raises."""
-    cards = server.ask("GET", "/models").get("data")
-    controls = server.ask("GET", "/controls").get("controls")
-    if not isinstance(cards, list) or not isinstance(controls, list):
-        raise server.nonsense()
+    cards, controls = server.listed("/models", "data"), server.listed("/controls", "controls")
     told = []
     for card in (*cards, *controls):
-        if not isinstance(card, dict) or not {"id", "state", "reason"} <= card.keys():
+        if not {"id", "state", "reason"} <= card.keys():
             raise server.nonsense()
         size = card.get("bytes_total")
         told.append({**card, "bytes": size if isinstance(size, int) else 0})
