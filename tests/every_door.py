@@ -105,8 +105,7 @@ class Rpc:
     grpc: Grpc
 
     async def submit(self, prompt: str, steps: int) -> object:
-        settings = {"steps": steps}
-        request = self.grpc.request(prompt, model=SLOW, settings=settings)
+        request = self.grpc.request(prompt, model=SLOW, steps=steps)
         return await self._drawn(lambda: self.grpc.images.GenerateImageStream(request))
 
     async def watch(self, job_id: str) -> Seen:

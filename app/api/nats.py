@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from app.api._door import CannotOpen
-from app.api._jobs import shown
+from app.api._jobs import events_of, shown
 from app.api._nats_herald import Herald, Inbox
 from app.api._nats_link import Broker, Link
 from app.api._nats_stream import Bucket, Intake, place_of
@@ -28,6 +28,7 @@ from app.api._nats_words import (
     error_told,
     key_of,
     name_in,
+    progress_told,
     read_body,
     refusal_told,
     wants_progress,
@@ -161,6 +162,7 @@ class NatsDoor:
             await self._listen(client, "request", shared, self._request),
             await self._listen(client, "model_info", shared, self._model_info),
             await self._listen(client, "cancel.*", "", self._cancel),
+            await self._listen(client, "watch.*", "", self._watch),
         ]
         if self._intake is not None:
             self._intake.start(client)
@@ -306,16 +308,28 @@ class NatsDoor:
         return None
 
     async def _cancel(self, message: Msg, entry: _Entry) -> EaselError | None:
-        caller = await self._let_in(message, "generate", entry)
-        try:
-            job = await visible_job(self._service, caller, message.subject.rpartition(".")[2])
-            entry.job = job = await self._service.cancel(job.id)
-        except NotFound:
-            await asyncio.sleep(_AFTER_OTHERS)
-            raise
+        job = await self._named(message, entry)
+        entry.job = job = await self._service.cancel(job.id)
         if message.reply:
             await self._herald.answer(message.reply, shown(job))
         return None
+
+    async def _watch(self, message: Msg, entry: _Entry) -> EaselError | None:
+        """All events to the inbox; whether anybody is there to hear them, nobody can see."""
+        entry.job = job = await self._named(message, entry)
+        if message.reply:
+            async for numbered in events_of(self._service, job):
+                await self._link.tell(message.reply, progress_told(job, numbered))
+        return None
+
+    async def _named(self, message: Msg, entry: _Entry) -> Job:
+        """The job that the subject names. Raises NotFound, and what `_let_in` raises."""
+        caller = await self._let_in(message, "generate", entry)
+        try:
+            return await visible_job(self._service, caller, message.subject.rpartition(".")[2])
+        except NotFound:
+            await asyncio.sleep(_AFTER_OTHERS)
+            raise
 
 
 async def _drained(subscription: Subscription) -> None:
