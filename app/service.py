@@ -259,9 +259,8 @@ class ImageService:
     ) -> tuple[Job, bool]:
         """The job of the request that this one repeats, and True; or else a new job, and False.
 
-        A job that failed or was cancelled is not given again, and a retry then draws anew; unless it
-        counts `whatever_became` of it: not the client repeats himself, but what carries his request.
-        Raises what `submit` raises, and KeyReused.
+        One that failed or was cancelled is drawn anew, unless it counts `whatever_became` of it: then
+        what carries the request repeats it. Raises what `submit` raises, and KeyReused.
         """
         if not attempt.is_retry and attempt.key is None:
             return await self._submit_new(attempt, given, door, grace), False

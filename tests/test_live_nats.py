@@ -377,28 +377,6 @@ async def test_two_gateways_share_the_requests(
                 assert (await ask(client, f"cancel.{job['id']}"))["status"] == "cancelled"
 
 
-async def test_a_server_that_ends_says_so_and_tells_the_result_in_its_next_life(
-    tmp_path: Path,
-) -> None:
-    with running_broker(tmp_path / "nats") as broker:
-        environment = {**fake_settings(), **broker.environment(), "EASEL_DRAIN_SECONDS": "0.1"}
-        async with connected(broker) as client, hearing(client, "accepted", "result") as heard:
-            with running_gateway(tmp_path, environment) as gateway:
-                await until_open(client)
-                waiting = asyncio.create_task(ask(client, "request", {**SLOW, "steps": 40}))
-                (accepted,) = await heard.until(lambda: heard.of("accepted"))
-                await asyncio.sleep(2 * STEP)
-                gateway.process.terminate()
-                goodbye = (await waiting)["error"]
-                assert (goodbye["code"], goodbye["retry_after"]) == ("server_draining", 10)
-                gateway.process.wait(20)
-                assert "Traceback" not in gateway.log.read_text()
-            assert heard.of("result") == []
-            with running_gateway(tmp_path, environment):
-                result = await heard.result(job_id=accepted["job_id"])
-                assert result["status"] == "succeeded"
-
-
 def test_nobody_hears_a_door_that_is_not_switched_on(fake_gateway: Gateway, broker: Broker) -> None:
     async def nobody() -> None:
         async with connected(broker) as client:

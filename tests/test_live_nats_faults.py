@@ -30,6 +30,8 @@ from tests.nats_broker import (
 )
 
 SLOW = {"prompt": "slow", "model": "lab/slow"}
+STEP = 0.05
+"""Seconds that a step of it takes."""
 
 
 async def told_in_log(gateway: Gateway, words: str) -> str:
@@ -83,6 +85,28 @@ async def test_the_server_does_without_the_broker_and_the_door_comes_back(tmp_pa
         assert log.count("it cannot be reached") <= 3, "each absence is told once"
         assert "Traceback" not in log
         assert '"exception"' not in log
+
+
+async def test_a_server_that_ends_says_so_and_tells_the_result_in_its_next_life(
+    tmp_path: Path,
+) -> None:
+    with running_broker(tmp_path / "nats") as broker:
+        environment = {**fake_settings(), **broker.environment(), "EASEL_DRAIN_SECONDS": "0.1"}
+        async with connected(broker) as client, hearing(client, "accepted", "result") as heard:
+            with running_gateway(tmp_path, environment) as gateway:
+                await until_open(client)
+                waiting = asyncio.create_task(ask(client, "request", {**SLOW, "steps": 40}))
+                (accepted,) = await heard.until(lambda: heard.of("accepted"))
+                await asyncio.sleep(2 * STEP)
+                gateway.process.terminate()
+                goodbye = (await waiting)["error"]
+                assert (goodbye["code"], goodbye["retry_after"]) == ("server_draining", 10)
+                gateway.process.wait(20)
+                assert "Traceback" not in gateway.log.read_text()
+            assert heard.of("result") == []
+            with running_gateway(tmp_path, environment):
+                result = await heard.result(job_id=accepted["job_id"])
+                assert result["status"] == "succeeded"
 
 
 # -- submissions -----------------------------------------------------------------------------------
