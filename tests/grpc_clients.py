@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pool, message_factory
@@ -30,6 +31,9 @@ from PIL import Image
 from tests.gateway import Gateway, free_port, running_gateway
 
 PROTO = Path(__file__).parent.parent / "app" / "api" / "grpc" / "starweave.proto"
+
+MOST = 24_000_000
+"""Bytes that the server below takes of a message."""
 
 ANY_SIZE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -206,3 +210,22 @@ def noise(side: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, int]]:
+    environment = {"EASEL_BATCHING": "false", "EASEL_MAX_UPLOAD": str(MOST)}
+    with serving_grpc(tmp_path_factory.mktemp("data"), environment) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def client(serving: tuple[Gateway, int], stubs: Stubs) -> Iterator[Client]:
+    with Client(stubs, serving[1]) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def http(serving: tuple[Gateway, int]) -> Iterator[httpx.Client]:
+    with serving[0].client() as client:
+        yield client
