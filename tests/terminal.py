@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import pyte
 
 COLUMNS, ROWS = 100, 30
+_EASEL = (sys.executable, "-m", "app")
 
 
 class Terminal:
@@ -32,7 +33,8 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", sys.executable, "-m", "app", *words],
+            # What runs in the background ignores Ctrl-C, and so would all that it starts.
+            ["setsid", "--ctty", "env", "--default-signal=INT", *_EASEL, *words],
             env={**os.environ, "TERM": "xterm-256color", **environment},
             stdin=theirs,
             stdout=theirs,
