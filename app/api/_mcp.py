@@ -97,8 +97,9 @@ class Sessions:
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller: Caller = scope["state"]["easel_caller"]
-        token = AccessToken(token="", client_id=caller.owner, scopes=[])
-        scope["user"] = AuthenticatedUser(token)  # a session is only for who began it
+        # A session is only for who began it, which the package tells by this; the key was looked at.
+        token = AccessToken(token="", client_id=caller.owner, scopes=[])  # nosec B106
+        scope["user"] = AuthenticatedUser(token)
         await self._manager.asgi_app(scope, receive, send)  # type: ignore[arg-type]
 
     async def _tools(self, _: Context, __: PaginatedRequestParams | None) -> ListToolsResult:
