@@ -27,7 +27,7 @@ _LEAVING = 0.1
 def run(*, quick: bool) -> tuple[list[Row], bool]:
     card = bundled()["sketch"]
     kinds = _kinds(card)
-    seconds = 12.0 if quick else 40.0
+    seconds = 12.0 if quick else 20.0
     settings = {**BUNDLED, "EASEL_PRELOAD": '["sketch"]', "EASEL_MAX_QUEUE": "5000"}
     with serving(settings) as ours, reference("tutorial", [card]) as theirs:
         usual = unloaded(theirs, kinds, 1 if quick else 5)

@@ -21,6 +21,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from app.store.links import Links
 from tests.conftest import fake_settings
+from tests.documented import run_example
 from tests.gateway import Gateway, free_port, running_gateway
 
 WISH = {"prompt": "a red circle on a white background", "seed": 5}
@@ -259,3 +260,8 @@ async def test_a_program_finds_the_server_of_its_settings_whenever_it_is_there(
         settings = {**fake_settings(), "EASEL_PORT": port}
         with running_gateway(tmp_path, settings):
             assert not (await client.call_tool("generate_image", {"prompt": "x"})).is_error
+
+
+def test_the_program_of_the_document_draws(gateway: Gateway, tmp_path: Path) -> None:
+    run_example("mcp.md", gateway, tmp_path)
+    assert (tmp_path / "0.png").read_bytes().startswith(b"\x89PNG")

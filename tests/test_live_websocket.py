@@ -15,6 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from app.store.links import Links
 from tests.conftest import fake_settings
+from tests.documented import run_example
 from tests.gateway import Gateway, running_gateway
 
 Json = dict[str, Any]
@@ -188,3 +189,9 @@ def test_a_server_that_ends_says_so(tmp_path: Path) -> None:
             pass
         gateway.process.terminate()
         assert hear_all(socket)[-1]["error"]["code"] in ("server_draining", "cancelled")
+
+
+def test_the_program_of_the_document_draws(gateway: Gateway, tmp_path: Path) -> None:
+    told = run_example("websocket.md", gateway, tmp_path)
+    assert "100 %, 0.0 s left" in told
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
