@@ -265,7 +265,7 @@ class GpuScheduler:
     def _dispatch(self) -> None:
         now = time.monotonic()
         for slot in self._pool.slots().values():
-            if self.closing or slot.state != "up" or slot.id in self._warm_ups.going():
+            if self.closing or slot.state != "up" or not self._warm_ups.takes_jobs(slot):
                 continue
             while entry := self._schedule.next_for(slot, self._pool.slots().values(), now):
                 self._schedule.start(entry, slot, now)
@@ -389,7 +389,7 @@ class GpuScheduler:
         async for event in self._pool.watch():
             self._onlooker.changed(event, self._pool.slots()[event.slot])
             if event.kind == "up":
-                self._spawn(self._warm_ups.run(self._pool.slots()[event.slot]))
+                self._spawn(self._warm_ups.begin(self._pool.slots()[event.slot]))
             self._dispatch()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ def serving(data: Path, port: int) -> Iterator[Gateway]:
 def test_a_watch_goes_on_when_the_server_was_killed_and_is_back(tmp_path: Path) -> None:
     port = free_port()
     address = {"EASEL_SERVER": f"http://127.0.0.1:{port}"}
-    job = {"prompt": "x", "model": "lab/slow", "steps": 40}
-    with serving(tmp_path, port) as gateway:
+    # Long enough to be seen going on: who watches may call only two seconds after the server came.
+    job = {"prompt": "x", "model": "lab/slow", "steps": 150}
+    with serving(tmp_path, port) as gateway, ExitStack() as stack:
         job_id = httpx.post(f"{gateway.url}/jobs", json=job).json()["id"]
         script = subprocess.Popen(
             [sys.executable, "-m", "app", "jobs", "watch", job_id, "--json-events"],
@@ -61,6 +62,8 @@ def test_a_watch_goes_on_when_the_server_was_killed_and_is_back(tmp_path: Path) 
             stdout=subprocess.PIPE,
             text=True,
         )
+        stack.enter_context(script)
+        stack.callback(script.kill)
         with (
             terminal("jobs", "watch", job_id, "-o", str(tmp_path / "x.png"), **address) as one,
             terminal("jobs", "watch", **address) as all_of_them,
@@ -145,7 +148,8 @@ class Stranger(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", kind)
         self.end_headers()
-        self.wfile.write(body.encode())
+        with suppress(ConnectionError):  # who has heard enough hangs up
+            self.wfile.write(body.encode())
 
     def do_GET(self) -> None:
         self._answer()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from typing import Any
 
 import msgspec
 
@@ -44,6 +45,7 @@ class WarmUps:
         self._preload = [card.id for card in preload]
         self._local = local
         self._ended = ended
+        self._begun: set[tuple[str, int]] = set()
         self._warm: set[tuple[str, int]] = set()
         self._going: Counter[str] = Counter()
 
@@ -54,8 +56,18 @@ class WarmUps:
         """Slots that take no job yet."""
         return +self._going
 
-    async def run(self, slot: SlotInfo) -> None:
+    def takes_jobs(self, slot: SlotInfo) -> bool:
+        """Not before its warm-up has begun: a job that came first would hold that up until its own end,
+        and the server would not be ready for as long."""
+        return (slot.id, slot.epoch) in self._begun and not self._going[slot.id]
+
+    def begin(self, slot: SlotInfo) -> Coroutine[Any, Any, None]:
+        """The work of it; from now on the slot takes no job until that is done."""
+        self._begun.add((slot.id, slot.epoch))
         self._going[slot.id] += 1
+        return self._run(slot)
+
+    async def _run(self, slot: SlotInfo) -> None:
         try:
             cards = [card for name in self._preload if (card := self._local(name)) is not None]
             await warm_up(self._pool, slot, cards, self._expectations)
