@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,7 +13,36 @@ import pybase64
 from app.domain import errors
 from app.domain.events import Expired, Failed, JobCancelled, NumberedEvent, Queued
 from app.domain.job import Job
+from app.domain.request import Arguments
 from app.service import ImageService
+
+_leaving: set[asyncio.Task[None]] = set()
+"""Who left while a job was made for him; a task that nobody holds may vanish."""
+
+
+async def attended(service: ImageService, given: Arguments, *, owner: str, door: str) -> Job:
+    """A new job that its client attends; `leave` must follow. One who is cancelled while it is made, as
+    some doors do with clients that leave, leaves no job behind.
+
+    Raises what `ImageService.submit` raises.
+    """
+    taking = asyncio.ensure_future(service.submit(given, owner=owner, door=door))
+    try:
+        job = await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        leaving = asyncio.create_task(_leave(service, taking))
+        _leaving.add(leaving)
+        leaving.add_done_callback(_leaving.discard)
+        raise
+    service.attend(job)
+    return job
+
+
+async def _leave(service: ImageService, taking: asyncio.Future[Job]) -> None:
+    with suppress(errors.EaselError):
+        job = await taking
+        service.attend(job)
+        await service.leave(job)
 
 
 async def events_of(service: ImageService, job: Job) -> AsyncIterator[NumberedEvent]:

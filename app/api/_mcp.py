@@ -30,7 +30,7 @@ from pydantic import ValidationError
 import app
 from app.api._fields import PictureFields, refused
 from app.api._http import envelope_of
-from app.api._jobs import error_of, events_of
+from app.api._jobs import attended, error_of, events_of
 from app.api._mcp_tools import FIELDS, TOOLS
 from app.api._models import at_hand, model_shown
 from app.api._owner import visible_job
@@ -157,8 +157,7 @@ class Sessions:
             raise refused(error) from error
         arguments = await self._begun(wish, caller) if edits else wish.to_arguments()
         self._authenticator.knock(caller)
-        job = await self._service.submit(arguments, owner=caller.owner, door="mcp")
-        self._service.attend(job)
+        job = await attended(self._service, arguments, owner=caller.owner, door="mcp")
         try:
             await self._follow(context, job)
         finally:

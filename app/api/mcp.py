@@ -48,9 +48,10 @@ class Agents:
     async def _open(self) -> Sessions:
         async with self._loading:
             if self._sessions is None:
-                _mcp = await asyncio.to_thread(_load)
-                self._sessions = _mcp(self._service, self._authenticator, self.max_body)
-                await self._sessions.open()
+                kind = await asyncio.to_thread(_load)
+                sessions = kind(self._service, self._authenticator, self.max_body)
+                await sessions.open()
+                self._sessions = sessions
         return self._sessions
 
     async def close(self) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from app.api._jobs import error_of
+from app.api._jobs import attended, error_of
 from app.api.grpc import starweave_pb2 as pb
 from app.api.grpc.answers import events_of, fill, missing_of, model_of
 from app.api.grpc.calls import Calls, Context, greet
 from app.api.grpc.requests import arguments_of, variations_of
-from app.domain.errors import Cancelled, EaselError, GenerationFailed
+from app.domain.errors import Cancelled, GenerationFailed
 from app.domain.job import Job
-from app.domain.request import Arguments
 from app.service import ImageService
 
 
@@ -75,30 +72,17 @@ class ImageGeneration:
     # -- jobs --------------------------------------------------------------------------------------
 
     async def _take(self, message: pb.ImageRequest, context: Context, *, n: int = 1) -> Job:
-        """A job that `_drawn` must follow. Raises what `ImageService.submit` raises."""
+        """A job that `_drawn` must follow, and leaves. Raises what `ImageService.submit` raises."""
         caller = await self._calls.caller(message.user_id)
         given = arguments_of(message, n=n, remaining=context.time_remaining())
         self._calls.taken_in()
-        return await self._submitted(given, caller.owner)
-
-    async def _submitted(self, given: Arguments, owner: str) -> Job:
-        """A client that leaves meanwhile leaves no job behind."""
-        taking = asyncio.ensure_future(self._service.submit(given, owner=owner, door="grpc"))
-        try:
-            return await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            with contextlib.suppress(EaselError):
-                job = await taking
-                self._service.attend(job)
-                await self._service.leave(job)
-            raise
+        return await attended(self._service, given, owner=caller.owner, door="grpc")
 
     async def _drawn(self, job: Job, context: Context) -> AsyncGenerator[pb.ImageEvent, None]:
         """All that happens to the job; when nobody listens any more, it ends within a step.
 
         Raises what it failed with, and Unavailable, when the server ends before it.
         """
-        self._service.attend(job)
         try:
             await greet(context, ("x-easel-job", job.id))
             async with aclosing(events_of(self._service, job)) as events:
