@@ -116,7 +116,7 @@ async def ask(
     word: str,
     body: Any = None,
     *,
-    within: float = 30,
+    within: float = 60,
     headers: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The answer to a request; `body` is JSON, or bytes as they are."""

@@ -326,7 +326,9 @@ async def test_a_full_queue_says_when_to_come_again(house: Gateway, broker: Brok
         await until_open(client)
         body = {**SLOW, "steps": 900}
         waiting = [asyncio.create_task(ask(client, "request", body)) for _ in range(8)]
-        await heard.until(lambda: sum(one.done() for one in waiting) >= 4)
+        await heard.until(
+            lambda: sum(one.done() for one in waiting) + len(heard.of("accepted")) == 8
+        )
         for one in heard.of("accepted"):
             await ask(client, f"cancel.{one['job_id']}")
         codes = [told["error"] for told in await asyncio.gather(*waiting)]

@@ -63,7 +63,7 @@ async def test_the_server_does_without_the_broker_and_the_door_comes_back(tmp_pa
             async with connected(broker) as client, hearing(client, "accepted", "result") as heard:
                 await until_open(client)
                 # One job goes on over the broker's death, and one ends while it is dead.
-                for steps, ends_first in ((20, False), (10, True)):
+                for steps, ends_first in ((40, False), (10, True)):
                     waiting = asyncio.create_task(ask(client, "request", {**SLOW, "steps": steps}))
                     known = len(heard.of("accepted"))
                     await heard.until(lambda known=known: len(heard.of("accepted")) > known)

@@ -270,6 +270,28 @@ async def test_an_answer_waits_for_who_was_away_with_the_broker(tmp_path: Path) 
             assert time.monotonic() - began < 2
 
 
+async def test_a_link_that_hears_nothing_takes_no_answer_for_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's reader may end while its connection stands."""
+    monkeypatch.setattr(_nats_link, "_PING", 0.5)
+    with running_broker(tmp_path / "nats") as broker:
+        async with linked(Broker(servers=(broker.url,))) as link, connected(broker) as client:
+            await until_up(link)
+            assert link.client is not None
+            reader = link.client._reading_task
+            assert reader is not None
+            reader.cancel()
+            inbox = client.new_inbox()
+            answering = asyncio.create_task(link.answer(inbox, b"heard"))
+            await asyncio.sleep(0.2)
+            assert not answering.done()
+            answers = await client.subscribe(inbox)
+            await client.flush()
+            assert (await answers.next_msg(timeout=10)).data == b"heard"
+            await asyncio.wait_for(answering, 10)
+
+
 def test_without_a_server_the_tests_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(pytest.fail.Exception):

@@ -48,7 +48,7 @@ sent what was left, which on a dead link takes as long as it likes."""
 
 _UNANSWERED = 2
 
-_RETURN = 15.0
+_RETURN = 60.0
 """Seconds after the broker came back in which clients should be back as well."""
 
 _GOODBYE = 2.0
@@ -137,7 +137,8 @@ class Link:
         """
 
         async def once(client: Client) -> bool:
-            return await _reaches(client, inbox, payload) or time.monotonic() > self._late
+            heard = await _publish(client, inbox, payload, asks=True)
+            return heard or time.monotonic() > self._late
 
         await self._insist(once)
 
@@ -150,8 +151,10 @@ class Link:
                     return
             except (MaxPayloadError, BadSubjectError):
                 raise
-            except (Error, OSError):
-                pass  # the link is lost, or will be found to be
+            except (Error, OSError):  # the link is lost, or will be found to be
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():  # the library took that for the loss
+                    raise asyncio.CancelledError from None
             await asyncio.sleep(_FIRST_PAUSE)
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -290,21 +293,18 @@ def _why(error: Exception) -> str:
     return f"no connection was made ({type(error).__name__})"
 
 
-async def _publish(client: Client, subject: str, payload: bytes) -> bool:
-    await client.publish(subject, payload)
-    await client.flush(int(_PATIENCE))
-    return True
+async def _publish(client: Client, subject: str, payload: bytes, *, asks: bool = False) -> bool:
+    """Return once the broker has it: False where it `asks` for it to be heard, and nobody did.
 
-
-async def _reaches(client: Client, inbox: str, payload: bytes) -> bool:
-    """Publish; whether somebody heard it. The broker says so before it confirms, if nobody did."""
+    Behind the message goes a mark to an inbox of ours, where the broker says before if nobody heard.
+    The library's `flush` would not do: it returns without an answer once its reader has ended
+    (nats-py 2.16).
+    """
     told = client.new_inbox()
     listening = await client.subscribe(told)
     try:
-        await client.publish(inbox, payload, reply=told)
-        await client.flush(int(_PATIENCE))
-        if not listening.pending_msgs:
-            return True
+        await client.publish(subject, payload, reply=told if asks else "")
+        await client.publish(told)
         answer = await listening.next_msg(timeout=_PATIENCE)
         return (answer.headers or {}).get("Status") != "503"
     finally:
