@@ -13,7 +13,7 @@ from types import FrameType
 
 import uvicorn
 
-from app import logs, systemd
+from app import devices, logs, systemd
 from app.api._door import CannotOpen, Door
 from app.api._vision import Desk
 from app.gateway import Gateway
@@ -140,6 +140,8 @@ def _serve(settings: Settings, gateway: Gateway, given: socket.socket | None) ->
     gc.collect()
     gc.freeze()  # what is there now stays: no request waits while the collector looks through it
     _log.info("Easel serves on %s", _address(sock))
+    if settings.devices == "auto" and (why := devices.idle()):
+        _log.warning("%s", why)
     doors = other_doors(settings, gateway, desk)
     server = _Server(config, gateway, doors, settings.drain_seconds)
     server.run(sockets=[sock])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -32,6 +32,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from app import devices
 from app.domain.control import ControlCard
 from app.domain.fallback import chain
 from app.domain.lora import KEPT_BYTES, NAME
@@ -56,6 +57,10 @@ StyleId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
 
 
 LoraName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+
+
+def _named(given: Literal["auto"] | tuple[str, ...]) -> Literal["auto"] | tuple[str, ...]:
+    return given if given == "auto" else devices.named(given)
 
 
 def _brokers(given: object) -> object:
@@ -123,7 +128,7 @@ class Settings(BaseSettings):
     default_model: str = "sketch"
     aliases: dict[str, str] = Field(default_factory=dict)
     foreign_models: tuple[str, ...] = ("dall-e-*", "gpt-image-*", "chatgpt-image-*")
-    devices: Literal["auto"] | tuple[str, ...] = "auto"
+    devices: Annotated[Literal["auto"] | tuple[str, ...], AfterValidator(_named)] = "auto"
     max_vram: Share = "auto"
     max_ram: Share = "auto"
     max_models: int = Field(default=0, ge=0)
@@ -274,17 +279,8 @@ class Settings(BaseSettings):
             raise ConfigurationError(str(error)) from error
 
     def device_names(self) -> tuple[str, ...]:
-        """The devices to use, found without importing torch."""
-        if self.devices != "auto":
-            return self.devices
-        nvidia = Path("/proc/driver/nvidia/gpus")
-        if nvidia.is_dir() and (count := len(list(nvidia.iterdir()))):
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            count = count if visible is None else len([name for name in visible.split(",") if name])
-            return tuple(f"cuda:{number}" for number in range(count)) or ("cpu",)
-        if sys.platform == "darwin" and os.uname().machine == "arm64":
-            return ("mps",)
-        return ("cpu",)
+        """The devices to use, as torch calls them."""
+        return devices.found() if self.devices == "auto" else self.devices
 
 
 def _is_loopback(host: str) -> bool:

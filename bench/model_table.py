@@ -60,8 +60,9 @@ def _plans(card: ModelCard) -> Callable[[int], str]:
         plan = choose(ways, Room(gigabytes * 10**9, _RAM * 10**9))
         if plan is None:
             return "–"
+        bits = ", int8" if plan.quantised else ""
         tiles = ", tiles" if plan.tiled else ""
-        return f"{_WORDS[plan.residency]}{tiles} {plan.vram / 1e9:.1f}"
+        return f"{_WORDS[plan.residency]}{bits}{tiles} {plan.vram / 1e9:.1f}"
 
     return cell
 

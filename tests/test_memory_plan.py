@@ -38,8 +38,7 @@ def chosen(needs: Needs, vram: float, ram: float, side: int = 1024) -> Plan:
         (6, 64, "group_offload", "bfloat16"),
         (24, 32, "resident", "int8"),
         (15, 32, "model_offload", "int8"),
-        (14, 16, "resident", "nf4"),
-        (10, 16, "model_offload", "nf4"),
+        (15, 18, "model_offload", "int8"),
     ],
 )
 def test_flux_schnell_gets_a_plan(vram: float, ram: float, residency: str, weights: str) -> None:
@@ -70,13 +69,12 @@ def test_plans_that_keep_pictures_come_before_those_that_change_them() -> None:
     assert all(
         before.changes_pictures <= after.changes_pictures for before, after in pairwise(ways)
     )
-    assert not any(way.weights == "int8" for way in plans(SD15, width=8, height=8, quantised=()))
+    assert not any(way.quantised for way in plans(SCHNELL, width=8, height=8, quantised=False))
 
 
 def test_small_parts_are_not_quantised() -> None:
-    ways = plans(SD15, width=512, height=512, quantised=["nf4"])
-    resident = {way.weights: way.vram for way in ways if way.residency == "resident"}
-    assert resident["nf4"] == resident["bfloat16"]
+    assert SCHNELL.quantisable == {"transformer", "text_encoder_2"}
+    assert not any(way.quantised for way in plans(SD15, width=512, height=512))
 
 
 def test_a_refusal_says_what_would_fit() -> None:

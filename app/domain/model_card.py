@@ -86,8 +86,9 @@ class ModelCard(_Part):
     the class that the folder's index names (by default the family's first), and `scheduler` overrides
     values of the folder's noise schedule. `ignores` names what a client may give and the model was
     trained to do without. `parameters` counts the weights of each part. `dtype` is what they are
-    computed in (`auto` takes float32 on a CPU). The models in `fallback` draw when this one cannot be
-    loaded.
+    computed in (`auto` takes float32 on a CPU). With `quantization` "int8" the large transformers are
+    held in eight bits a weight, with "none" never, and with "auto" where nothing else fits. The models
+    in `fallback` draw when this one cannot be loaded.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")
@@ -104,6 +105,7 @@ class ModelCard(_Part):
     tasks: tuple[Task, ...] = ("text2image",)
     ignores: tuple[Literal["guidance_scale", "negative_prompt"], ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["auto", "int8", "none"] = "auto"
     preset: Preset = "exact"
     fallback: tuple[str, ...] = ()
     defaults: Defaults

@@ -27,10 +27,10 @@ from app.engines import control, forward_profile, image_codec, samplers
 from app.engines.adapters import PLAIN, Adapted, Adapters
 from app.engines.base import ALONE, Generate, Report, Sharing
 from app.engines.control import STEERINGS, Network, Networks
-from app.engines.fitting import bytes_needed, plan_for
+from app.engines.fitting import plan_for, quantised_parts
 from app.engines.forward_batcher import ForwardBatcher
 from app.engines.forward_profile import FirstCall
-from app.engines.host_copy import HostCopy
+from app.engines.host_copy import Carrier, carrier_of, memory_of
 from app.engines.image_codec import Pixels
 from app.engines.model_hash import ModelHash, commit_of
 from app.engines.pipeline_view import DENOISERS, one_at_a_time, view_of, words_of
@@ -83,18 +83,13 @@ class DiffusersEngine:
         self._prompts = PromptCache()
         self._networks = Networks()
         self._device = "cpu"
-        self._host_copy: HostCopy | None = None
+        self._carrier: Carrier | None = None
 
     @property
     def memory(self) -> int:
-        weights = {
-            weight.data_ptr(): weight.nbytes
-            for module in self._modules()
-            for weight in (*module.parameters(), *module.buffers())
-        }
         adapters = self._adapters.memory if self._adapters is not None else 0
-        weighed = bytes_needed(self._plan, sum(weights.values()))
-        return weighed + self._networks.memory + adapters
+        weights = self._plan.vram if self._plan and self._in_turn else memory_of(self._modules())
+        return weights + self._networks.memory + adapters
 
     @property
     def _in_turn(self) -> bool:
@@ -114,7 +109,11 @@ class DiffusersEngine:
         classes = self._recipe.classes
         self._plan = plan_for(card, device, self._room)
         self._loaded = loaded = load_pipeline(
-            card, next(iter(classes.values())), device, in_turn=self._in_turn
+            card,
+            next(iter(classes.values())),
+            device,
+            in_turn=self._in_turn,
+            quantised=quantised_parts(card, self._plan),
         )
         samplers.check(card)
         for name, part in loaded.components.items():
@@ -189,6 +188,11 @@ class DiffusersEngine:
         if self._in_turn and self._turns is None:
             raise InvalidRequest(
                 f"Model {self._card.id} takes no LoRAs while its layers take turns on the device.",
+                param="loras",
+            )
+        if self._plan is not None and self._plan.quantised:
+            raise InvalidRequest(
+                f"Model {self._card.id} takes no LoRAs while its weights are held in eight bits.",
                 param="loras",
             )
         check = partial(report, Waited())
@@ -330,24 +334,24 @@ class DiffusersEngine:
         if self._turns is not None:
             self._turns.send_away()
         elif not self._in_turn:
-            if self._host_copy is None:
-                self._host_copy = HostCopy(self._modules(), self._device)
-            self._host_copy.to_host()
+            if self._carrier is None:
+                self._carrier = carrier_of(self._modules(), self._device)
+            self._carrier.to_host()
         _let_go()
 
     def unpark(self) -> None:
         """Bring the weights back. Raises OutOfMemory; they are in host memory then."""
-        if self._host_copy is None:
+        if self._carrier is None:
             return
         try:
-            self._host_copy.to_device()
+            self._carrier.to_device()
         except torch.OutOfMemoryError as error:
             raise OutOfMemory("The device has no room for the model's weights.") from error
 
     def unload(self) -> None:
         if self._turns is not None:
             self._turns.close()
-        self._host_copy = self._loaded = self._turns = self._adapters = None
+        self._carrier = self._loaded = self._turns = self._adapters = None
         self._pipelines.clear()
         self._denoisers.clear()
         self._networks.clear()
@@ -373,5 +377,5 @@ class _Run:
 def _let_go() -> None:
     """Give back what is no longer used, to the device too."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from importlib.util import find_spec
 
 from app.domain.errors import OutOfMemory
 from app.domain.memory_plan import BYTES, Needs, Plan, Room, Weights, choose, plans, refusal
 from app.domain.model_card import ModelCard
+from app.domain.model_source import is_single_file
 from app.engines.weight_bytes import precision_for, weight_counts
+
+QUANTISER = "torchao"
+"""The package that holds weights in eight bits; it comes with the extra `easel[int8]`."""
 
 _SMALL = 500_000_000
 """Bytes of weights below which no plan is made: there is nothing to be gained."""
@@ -15,34 +19,48 @@ _SMALL = 500_000_000
 
 def plans_for(card: ModelCard, floats: Weights) -> list[Plan]:
     """All ways to draw pictures of the model's default size, the best first; none where nothing tells
-    what it is made of."""
-    return _plans(card, weight_counts(card), floats)
-
-
-def _plans(card: ModelCard, parts: Mapping[str, int], floats: Weights) -> list[Plan]:
+    what it is made of. A card's own wish for smaller weights leaves no others."""
+    parts = weight_counts(card)
     if not parts:
         return []
-    size = card.defaults
-    return plans(Needs(parts), width=size.width, height=size.height, floats=floats, quantised=())
+    wished = card.quantization == "int8"
+    possible = card.quantization == "auto" and find_spec(QUANTISER) is not None
+    ways = plans(
+        Needs(parts),
+        width=card.defaults.width,
+        height=card.defaults.height,
+        floats=floats,
+        # A single file is read whole before it is quantised: that is no help to a machine in need.
+        quantised=wished or (possible and not is_single_file(card.file or card.source)),
+    )
+    return [way for way in ways if way.quantised] or ways if wished else ways
 
 
 def plan_for(card: ModelCard, device: str, room: Room) -> Plan | None:
-    """The best plan that fits into the `room`; None where the model just stays whole: on devices whose
-    memory is the machine's own, or of unknown size; and where it is small, or of unknown size itself.
+    """The best plan that fits into the `room`; None where the model just stays whole: where it is
+    small, or of unknown size; and, if its card wishes for nothing else, on devices whose memory is
+    the machine's own, or of unknown size.
 
     Raises OutOfMemory, with what would fit.
     """
-    if not room.vram or not device.startswith(("cuda", "xpu")):
+    apart = bool(room.vram) and device.startswith(("cuda", "xpu"))
+    if not apart and card.quantization != "int8":
         return None
     floats = precision_for(card, device)
-    parts = weight_counts(card)
-    if sum(parts.values()) * BYTES[floats] < _SMALL:
+    ways = plans_for(card, floats)
+    if not ways or sum(weight_counts(card).values()) * BYTES[floats] < _SMALL:
         return None
-    ways = _plans(card, parts, floats)
+    if not apart:
+        return ways[0] if ways[0].quantised else None
     plan = choose(ways, room)
     if plan is None:
         raise OutOfMemory(f"Model {card.id} does not fit. {refusal(ways, room)}")
     return plan
+
+
+def quantised_parts(card: ModelCard, plan: Plan | None) -> frozenset[str]:
+    """The parts that this plan holds in eight bits a weight."""
+    return Needs(weight_counts(card)).quantisable if plan and plan.quantised else frozenset()
 
 
 def plan_told(card: ModelCard, device: str, room: Room) -> str | None:
@@ -55,5 +73,8 @@ def plan_told(card: ModelCard, device: str, room: Room) -> str | None:
 
 
 def bytes_needed(plan: Plan | None, whole: int) -> int:
-    """Bytes on the device that count for a model: its weights, or what a plan for less comes to."""
-    return whole if plan is None or plan.residency == "resident" else plan.vram
+    """Bytes on the device that count for a model of `whole` bytes of weights in full precision: those,
+    or what a plan for less comes to."""
+    if plan is None or (plan.residency == "resident" and not plan.quantised):
+        return whole
+    return plan.vram - plan.working if plan.residency == "resident" else plan.vram

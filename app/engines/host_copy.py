@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _log = logging.getLogger(__name__)
 
 _ALIGNMENT = 64
 """Bytes: what kernels and copies like addresses to be multiples of."""
+
+
+class Carrier(Protocol):
+    """Moves weights between a device and host memory."""
+
+    @property
+    def memory(self) -> int: ...
+    def to_device(self) -> None: ...
+    def to_host(self) -> None: ...
+
+
+def carrier_of(modules: Iterable[nn.Module], device: torch.device | str) -> Carrier:
+    """The fastest way for these weights to come and go."""
+    known = list(modules)
+    if any(is_traceable_wrapper_subclass(weight) for weight in _weights(known)):
+        return Carried(known, device)
+    return HostCopy(known, device)
+
+
+def memory_of(modules: Iterable[nn.Module]) -> int:
+    """Bytes of the weights, parameters and buffers; what is shared, counted once."""
+    pieces = (piece for weight in _weights(modules) for piece in _pieces(weight))
+    return sum({piece.data_ptr(): piece.nbytes for piece in pieces}.values())
 
 
 class _Weight:
@@ -46,15 +70,14 @@ class HostCopy:
         self._device = torch.device(device)
         found: dict[tuple[object, ...], _Weight] = {}
         seen: set[int] = set()
-        for module in modules:
-            for owner in (*module.parameters(), *module.buffers()):
-                if id(owner) in seen:
-                    continue
-                seen.add(id(owner))
-                if (known := found.get(_place(owner))) is not None:
-                    known.owners.append(owner)
-                else:
-                    found[_place(owner)] = _Weight(owner)
+        for owner in _weights(modules):
+            if id(owner) in seen:
+                continue
+            seen.add(id(owner))
+            if (known := found.get(_place(owner))) is not None:
+                known.owners.append(owner)
+            else:
+                found[_place(owner)] = _Weight(owner)
         self._weights = list(found.values())
         if torch.cuda.is_available() if pin is None else pin:
             self._pack()
@@ -105,6 +128,52 @@ class HostCopy:
             if old.device.type == "cpu":
                 weight.point_to(weight.master)  # or they would be held twice
             start += size
+
+
+class Carried:
+    """The weights of `modules` of which some are no plain memory, such as quantised ones.
+
+    What you can rely on: as with HostCopy, but they are copied both ways, through ordinary memory, and
+    take none of the machine's while they are on the device.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device | str) -> None:
+        self._modules = list(modules)
+        self._device = torch.device(device)
+
+    @property
+    def memory(self) -> int:
+        return memory_of(self._modules)
+
+    def to_device(self) -> None:
+        try:
+            self._carry(self._device)
+        except BaseException:
+            self.to_host()
+            raise
+
+    def to_host(self) -> None:
+        self._carry(torch.device("cpu"))
+
+    def _carry(self, device: torch.device) -> None:
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for module in self._modules:
+                module.to(device)
+
+
+def _weights(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
+        yield from module.parameters()
+        yield from module.buffers()
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that it is made of: numbers and their scales, where it is quantised."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _pieces(getattr(tensor, name))
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:

@@ -18,7 +18,8 @@ from app.domain.errors import ModelUnavailable
 from app.domain.model_card import ModelCard
 from app.model_files.folder import wrong_file
 
-_TRANSFORMER = "transformer"
+TRANSFORMER = "transformer"
+"""The part that may come alone."""
 
 
 def load_single_file(
@@ -39,8 +40,8 @@ def load_single_file(
         raise ModelUnavailable(f"Model {card.id} cannot be loaded: {wrong}.")
     quantised = file.suffix.lower() == ".gguf"
     whole: Any = kind  # the library is not typed
-    if _TRANSFORMER in parts:
-        transformer = _transformer(card, parts[_TRANSFORMER], dtype, quantised=quantised)
+    if TRANSFORMER in parts:
+        transformer = _transformer(card, parts[TRANSFORMER], dtype, quantised=quantised)
         return whole.from_pretrained(
             card.base,
             transformer=transformer,
@@ -62,7 +63,7 @@ def _transformer(card: ModelCard, named: Any, dtype: torch.dtype, *, quantised: 
     return kind.from_single_file(
         card.source,
         config=card.base,
-        subfolder=_TRANSFORMER,
+        subfolder=TRANSFORMER,
         dtype=dtype,
         local_files_only=True,
         **how,

@@ -10,7 +10,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from app.engines.host_copy import HostCopy
+from app.engines.host_copy import Carrier, carrier_of
 
 
 class PartsInTurn:
@@ -22,9 +22,9 @@ class PartsInTurn:
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], device: str, room: int) -> None:
-        self._copies = {name: HostCopy([part], device) for name, part in parts.items()}
+        self._copies = {name: carrier_of([part], device) for name, part in parts.items()}
         self._room = room
-        self._here: OrderedDict[str, HostCopy] = OrderedDict()
+        self._here: OrderedDict[str, Carrier] = OrderedDict()
         self._hooks = [
             part.register_forward_pre_hook(_Bring(self, name)) for name, part in parts.items()
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from app.domain.control import PARAM
 from app.domain.errors import EaselError, ModelUnavailable, OutOfMemory
 from app.domain.model_card import ModelCard
 from app.domain.model_source import is_single_file
-from app.engines.single_file import load_single_file
+from app.engines.single_file import TRANSFORMER, load_single_file
 from app.engines.weight_bytes import precision_for
 from app.model_files.selection import CONFIG, variant_of
 
@@ -37,10 +37,16 @@ _DTYPES = {
 
 
 def load_pipeline(
-    card: ModelCard, kind: type[DiffusionPipeline], device: str, *, in_turn: bool = False
+    card: ModelCard,
+    kind: type[DiffusionPipeline],
+    device: str,
+    *,
+    in_turn: bool = False,
+    quantised: Collection[str] = (),
 ) -> Any:
     """The pipeline of class `kind` in the card's folder or file, on `device`, ready to draw; or, where
-    its parts are to come there `in_turn`, in the machine's memory.
+    its parts are to come there `in_turn`, in the machine's memory. Those that are `quantised` have
+    eight bits for each weight of their linear layers.
 
     Raises:
         ModelUnavailable: the folder is missing, incomplete, damaged, of another class, or holds
@@ -52,9 +58,11 @@ def load_pipeline(
     _check_folder(card, folder, kind)
     try:
         dtype = dtype_for(card, device)
-        rest = partial(_rest, card, folder, dtype)
+        rest = partial(_rest, card, folder, dtype, quantised)
         if single:
             pipeline = load_single_file(card, kind, dtype, _index(card, folder), rest)
+            if TRANSFORMER in quantised:
+                _quantise(pipeline.transformer)
         else:
             pipeline = kind.from_pretrained(
                 folder,
@@ -160,12 +168,48 @@ def _index(card: ModelCard, folder: Path) -> dict[str, Any]:
     return parts
 
 
-def _rest(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` has to be told, and those parts that it would not check."""
-    return {**_variant(_variants(folder)), **_text_encoders(card, folder, dtype)}
+def _rest(
+    card: ModelCard, folder: Path, dtype: torch.dtype, quantised: Collection[str]
+) -> dict[str, Any]:
+    """What `from_pretrained` has to be told, and those parts that it would not check or quantise."""
+    loaded = _text_encoders(card, folder, dtype, quantised)
+    if TRANSFORMER in quantised and not is_single_file(card.source):
+        loaded[TRANSFORMER] = _quantised_transformer(card, folder / TRANSFORMER, dtype)
+    return {**_variant(_variants(folder)), **loaded}
 
 
-def _text_encoders(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def _quantised_transformer(card: ModelCard, folder: Path, dtype: torch.dtype) -> Any:
+    kind: Any = getattr(diffusers, str(_index(card, folder.parent)[TRANSFORMER][1]), None)
+    if not (isinstance(kind, type) and hasattr(kind, "from_pretrained")):
+        raise ModelUnavailable(f"The transformer of model {card.id} is of an unknown kind.")
+    return kind.from_pretrained(
+        folder,
+        dtype=dtype,
+        quantization_config=_in_eight_bits(diffusers),
+        use_safetensors=True,
+        local_files_only=True,
+        **_variant([variant_of(_names(folder))]),
+    )
+
+
+def _in_eight_bits(library: Any) -> Any:
+    """How diffusers or transformers are told. Raises ImportError where torchao is not installed."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return library.TorchAoConfig(Int8WeightOnlyConfig())
+
+
+def _quantise(part: Any) -> None:
+    """The same to what is loaded: of a single file, diffusers takes it for done (0.42)."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(part, Int8WeightOnlyConfig())
+    part.is_quantized = True
+
+
+def _text_encoders(
+    card: ModelCard, folder: Path, dtype: torch.dtype, quantised: Collection[str]
+) -> dict[str, Any]:
     """The parts that transformers loads, complete: it fills absent weights with random numbers."""
     loaded: dict[str, Any] = {}
     for name, source in _index(card, folder).items():
@@ -173,6 +217,7 @@ def _text_encoders(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[st
             continue
         kind = getattr(transformers, source[1], None)
         if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            config = _in_eight_bits(transformers) if name in quantised else None
             whole: Any = kind  # the library is not typed
             loaded[name], told = whole.from_pretrained(
                 folder / name,
@@ -180,6 +225,7 @@ def _text_encoders(card: ModelCard, folder: Path, dtype: torch.dtype) -> dict[st
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                quantization_config=config,
                 **_variant([variant_of(_names(folder / name))]),
             )
             if told["missing_keys"]:

@@ -75,6 +75,8 @@ def _memory_of(device: str) -> int:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory
+    if device.startswith("xpu"):
+        return torch.xpu.get_device_properties(device).total_memory
     return memory_of_machine()
 
 
