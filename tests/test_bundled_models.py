@@ -147,7 +147,7 @@ def test_words_outside_the_grammar_give_a_clean_picture(model: str) -> None:
     words = ["an astronaut riding a horse", *NEVER_SEEN[:2]]
     pipeline = artist(model)
     for picture in draw(pipeline, words, [1, 1, 1], default_settings(pipeline)):
-        assert from_hills(picture) < 25  # noise and a circle are 80 away
+        assert from_hills(picture) < 40  # noise and a circle are 80 away, at dawn clear hills 26
 
 
 @pytest.mark.parametrize(("height", "width"), [(384, 256), (256, 384), (384, 384)])
