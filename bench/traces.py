@@ -42,3 +42,20 @@ def changes(items: Sequence[T]) -> int:
     """How often an item differs from the one before it: the swaps of a first come, first served
     server that holds one model, its first load left out."""
     return sum(before != after for before, after in pairwise(items))
+
+
+def fewest_changes(arrivals: Sequence[tuple[float, T]], service: float, change: float) -> int:
+    """Changes of a server that holds one item, takes `service` seconds for each request and `change` to
+    hold another, never rests while somebody waits, and changes only when nobody waits for what it
+    holds."""
+    now, count, waiting, held = 0.0, 0, list[T](), arrivals[0][1]
+    coming = list(reversed(arrivals))
+    while coming or waiting:
+        now = now if waiting else max(now, coming[-1][0])
+        while coming and coming[-1][0] <= now:
+            waiting.append(coming.pop()[1])
+        if held not in waiting:
+            held, count, now = waiting[0], count + 1, now + change
+        waiting.remove(held)
+        now += service
+    return count

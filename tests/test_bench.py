@@ -13,7 +13,7 @@ import pytest
 from bench.eta import errors
 from bench.load import LEFT, STREAM, Measured, Outcome, Plan, Shot, fire, run
 from bench.stats import Compared, percentile, rates, spread
-from bench.traces import changes, mixed, poisson, zipf
+from bench.traces import changes, fewest_changes, mixed, poisson, zipf
 from tests.gateway import Gateway
 
 
@@ -74,6 +74,16 @@ class TestTraces:
 
 
 class TestFigures:
+    def test_a_server_changes_only_when_nobody_waits_for_what_it_holds(self) -> None:
+        at_once = [(0.0, one) for one in "abababab"]
+        assert fewest_changes(at_once, 1.0, 0.5) == 1
+        one_by_one = [(2.0 * number, one) for number, one in enumerate("abababab")]
+        assert fewest_changes(one_by_one, 1.0, 0.5) == 7  # it cannot know that more will come
+        assert fewest_changes([(0.0, "a"), (0.1, "b"), (0.2, "a"), (0.9, "b")], 0.5, 0.1) == 1
+        late = [(0.0, "a"), (0.1, "b"), (1.2, "a"), (1.3, "b")]
+        assert fewest_changes(late, 0.5, 0.1) == 3
+        assert fewest_changes(late, 0.5, 0.3) == 2  # the last b came while a change was under way
+
     def test_percentiles_and_spread(self) -> None:
         assert percentile(range(1, 101), 0.95) == 95
         assert spread([1, 2, 3, 4, 100]) == 1

@@ -98,10 +98,10 @@ def test_models_are_not_exchanged_again_at_once() -> None:
 
 def test_a_model_that_comes_quickly_is_waited_for_less() -> None:
     waiting = filled(ticket("other", model="x", load=0.5), ticket("held", since=1, seconds=1))
-    assert order(waiting, now=2.4) == ["held", "other"]
-    assert order(waiting, now=2.5) == ["other", "held"]
-    assert order(waiting, now=2.5, since_swap=2.4) == ["held", "other"]
-    assert waiting.patience(ticket("x", load=0.5), 1.0) == 1.5
+    assert order(waiting, now=3.9) == ["held", "other"]
+    assert order(waiting, now=4.0) == ["other", "held"]
+    assert order(waiting, now=4.0, since_swap=3.9) == ["held", "other"]
+    assert waiting.patience(ticket("x", load=0.5), 1.0) == 3.0
 
 
 def test_a_job_that_lost_its_worker_goes_before_everything() -> None:

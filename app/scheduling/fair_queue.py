@@ -26,9 +26,9 @@ _STRETCH = 8.0
 _COARSE = 2.0
 """Owners count as equal while they are less than this many usual jobs apart."""
 
-_LOADS = 5.0
+_LOADS = 8.0
 """A job waits at most so many times as long as its model takes to be brought for those whose model is
-there, and models change places no sooner than that: a sixth of the time at most goes into changes."""
+there, and models change places no sooner than that: a ninth of the time at most goes into changes."""
 
 _MOST_OWNERS = 200
 """Whose virtual times are kept while they have nothing waiting."""
