@@ -8,7 +8,7 @@ ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim-bookworm AS build
 ARG VARIANT=cuda
 ARG TORCH_INDEX=
-ARG EXTRAS=traces
+ARG EXTRAS=traces,int8
 WORKDIR /src
 COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY docker/install.sh docker/install.sh
