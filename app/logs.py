@@ -57,7 +57,7 @@ def set_up(wanted: Format, *, worker: str = "") -> None:
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # When they meet torchao: about files that it has saved, which are never loaded, and about its enums.
+    # When they meet torchao: about files that it has saved, which are never loaded, and its enums.
     logging.getLogger("diffusers.quantizers.torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # which tells addresses, queries and all
