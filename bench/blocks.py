@@ -7,8 +7,9 @@ pipeline drew are remembered by seed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from app.domain.model_card import ModelCard
 from app.engines.image_codec import Pixels
@@ -21,11 +22,17 @@ class Blocks:
     """Two arms that draw the same pictures of one model, `size` in a block.
 
     `alone` and `shared` collect, for each picture of the server, how far its pixels are from the stock
-    pipeline's at most: with one client, and with several.
+    pipeline's at most: with one client, and with several. `body` puts a wish into the server's words.
     """
 
-    def __init__(self, card: ModelCard, raw: RawPipeline, size: int) -> None:
-        self._card, self._raw, self._size = card, raw, size
+    def __init__(
+        self,
+        card: ModelCard,
+        raw: RawPipeline,
+        size: int,
+        body: Callable[[Wish], dict[str, Any]] = Wish.body,
+    ) -> None:
+        self._card, self._raw, self._size, self._body = card, raw, size, body
         self._stock: dict[int, Pixels] = {}
         self._waiting: list[tuple[int, Pixels, bool]] = []
         self._next = {"raw": 0, "server": 0}
@@ -47,7 +54,7 @@ class Blocks:
         """Seconds for a picture: from the first request to the last answer, through a socket."""
         wishes = self._wishes("server")
         with tempfile.TemporaryDirectory(prefix="easel-bench-") as folder:
-            shots = [Shot(wish.body(), keep=True) for wish in wishes]
+            shots = [Shot(self._body(wish), keep=True) for wish in wishes]
             measured = fire(Plan(port, shots, clients, folder=folder))
             if measured.doubts:
                 self.doubts.add(measured.doubts)
@@ -61,7 +68,7 @@ class Blocks:
 
     def warm_up(self, port: int, clients: int) -> None:
         """As many pictures at once as there are clients; nothing is measured. Prompts of their own."""
-        shots = [Shot(Wish(self._card, 200 + number).body()) for number in range(clients)]
+        shots = [Shot(self._body(Wish(self._card, 200 + number))) for number in range(clients)]
         fire(Plan(port, shots, clients))
 
     def _wishes(self, arm: str) -> Sequence[Wish]:

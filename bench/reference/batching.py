@@ -10,9 +10,12 @@ import sys
 from typing import Any
 
 import litserve  # type: ignore[import-not-found]
+import litserve.server  # type: ignore[import-not-found]
 from starlette.responses import Response
 
 from bench.reference.pipelines import Models
+
+litserve.server._MCP_AVAILABLE = False  # noqa: SLF001 - it takes the project's newer mcp for its own (0.2.19)
 
 _MOST = 8
 _WAIT = 0.005
