@@ -52,6 +52,11 @@ class Drawing(litserve.LitAPI):  # type: ignore[misc]
         return Response(output, media_type="application/json")
 
 
+# It asks these two what they take and give, and is told in words, as annotations are no types here.
+Drawing.decode_request.__annotations__.clear()
+Drawing.encode_response.__annotations__.clear()
+
+
 if __name__ == "__main__":
     drawing = Drawing(max_batch_size=_MOST, batch_timeout=_WAIT, api_path="/v1/images/generations")
     server = litserve.LitServer(drawing, accelerator="cpu", timeout=False)
