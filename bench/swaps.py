@@ -5,9 +5,9 @@ neighbours in the trace differ, which is counted there; its latencies are the re
 holds one stock pipeline. The server's changes are counted from its jobs' events: in the order in which
 their work began, wherever the model is another than before. Both serve the same trace, in turns.
 
-Where the queue is often empty, nobody can do with few changes. Those that "can be had" are of a server
-that never rests and changes only when nobody waits for what it holds, with the reference's seconds
-for a picture and for a change: of its own trial in the order of the models, and as it came.
+Where the queue is often empty, few changes cannot be had. For comparison, and no bound: a server that
+never rests and changes only when nobody waits for what it holds, with the reference's seconds for a
+picture and for a change (of its own trial in the order of the models, and as it came).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _compared(
         Row(
             "swaps",
             f"changes of the model, server / first come, first served; {rate}",
-            f"{', '.join(map(str, swaps))} / {fifo}, {share:.0%}; {fewest / fifo:.0%} can be had"
+            f"{', '.join(map(str, swaps))} / {fifo}, {share:.0%}; {fewest / fifo:.0%} only when it must"
             f"{told(doubts)}",
             "<= 50 % (G20)",
         ),
