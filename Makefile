@@ -24,7 +24,7 @@ SOURCES := pyproject.toml constraints.txt hatch_build.py app/api/grpc/starweave.
 run: .venv/.run  ## Serve on 127.0.0.1:$(PORT)
 	$(BIN)/easel serve --port $(PORT)
 
-# Two at a time: half of them wait for a server most of their time. What fails runs once more alone, because
+# Two at a time, since many wait for a server. What fails runs once more alone, because
 # some promise a time, which a machine that does other work at the same moment may not keep.
 test: .venv/.dev  ## Run the tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile || $(BIN)/pytest --last-failed --last-failed-no-failures none
