@@ -240,7 +240,7 @@ def test_what_is_left_is_told_by_its_parts() -> None:
     meter.observe(PhaseStarted("generating", 4), 6.0)
     assert not meter.finishing
     meter.observe(StepFinished(1), 8.5)
-    assert meter.left(8.5) == Left(0.0, 7.5, 1.0)
+    assert meter.left(9.25) == Left(0.0, 7.5, 1.0, pace=2.5, under_way=0.75)
     meter.observe(PhaseStarted("post_processing"), 16.0)
     assert meter.left(16.25) == Left(0.0, 0.0, 0.75)
     assert meter.finishing

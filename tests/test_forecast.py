@@ -75,6 +75,46 @@ def test_a_running_background_job_stands_while_an_interactive_one_runs() -> None
     assert ends(told) == {"i": 3.0, "b": 11.0}
 
 
+def test_a_step_that_was_begun_is_done_first() -> None:
+    running = job("b", rank=1, steps=8.0, pace=1.0, under_way=0.4)
+    told = forecast([place(running)], [job("i", steps=3.0)], alone)
+    assert ends(told) == {"i": 3.6, "b": 10.6}
+    assert ends(forecast([place(running)], [], alone)) == {"b": 7.6}
+
+
+def test_a_step_of_which_nothing_was_heard_for_long_is_about_to_end() -> None:
+    running = job("b", rank=1, steps=8.0, pace=1.0, under_way=30.0)
+    told = forecast([place(running)], [job("i", steps=3.0)], alone)
+    assert ends(told) == {"i": 3.0, "b": 10.0}
+
+
+def test_a_shared_step_that_was_begun_takes_as_long_as_it_does_together() -> None:
+    running = [
+        job("a", rank=1, cap=2, pace=1.0, under_way=0.55),
+        job("b", rank=1, cap=2, pace=1.0, under_way=0.55),
+    ]
+    told = forecast([place(*running)], [job("i", steps=3.0)], tenth_more)
+    assert told["i"].end == pytest.approx(0.55 + 3.0)  # of 1.1 the half is over
+    assert told["a"].end == pytest.approx(1.1 * 10.0 - 0.55 + 3.0)
+
+
+def test_decoding_that_was_begun_is_done_before_anybody_elses_turn() -> None:
+    decoded = job("a", due=5, steps=0.0, after=2.0)
+    told = forecast([place(decoded)], [job("b", due=1, steps=3.0)], alone)
+    assert ends(told) == {"a": 2.0, "b": 5.0}
+    drawn = job("a", due=5, after=2.0)
+    told = forecast([place(drawn)], [job("b", due=1, steps=4.0)], alone)
+    assert ends(told) == {"a": 12.0, "b": 16.0}
+
+
+def test_a_prompt_goes_before_the_steps_of_its_class_that_can_be_shared() -> None:
+    running = [job("a", due=1, cap=2), job("b", due=2, cap=2, before=1.0, steps=5.0)]
+    assert ends(forecast([place(*running)], [], alone)) == {"b": 6.0, "a": 11.0}
+    for one in running:
+        one.cap = 1
+    assert ends(forecast([place(*running)], [], alone)) == {"a": 10.0, "b": 16.0}
+
+
 def test_a_model_that_is_not_held_is_loaded_and_another_goes() -> None:
     waiting = [
         job("a", due=1, model="x", load=4.0),

@@ -337,21 +337,25 @@ def test_an_urgent_run_is_waited_for_from_its_prompt_to_its_decoding(
     assert device.done == [["mine"], ["other"]]
 
 
-@pytest.mark.parametrize("level", [0, 1])
-def test_who_goes_on_alone_is_waited_for_by_the_less_urgent_only(
-    one: Turnstile, device: Device, patience: Callable[[float], None], level: int
+@pytest.mark.parametrize(("rank", "waits"), [((0, 0.0), 0), ((0, 1.0), 1), ((1, 0.0), 1)])
+def test_who_goes_on_alone_is_waited_for_by_those_behind_it_only(
+    one: Turnstile,
+    device: Device,
+    patience: Callable[[float], None],
+    rank: tuple[int, float],
+    waits: int,
 ) -> None:
     patience(LONG)
     rider, standing = returning(one, Sharing((0, 0.0), 8))
     rider.last_shared()
     began = time.monotonic()
-    other = Run(one, shared(device, "other"), Sharing((level, 1.0), 8))
-    if level == 0:
+    other = Run(one, shared(device, "other"), Sharing(rank, 8))
+    if waits:
+        waiting(one, 1)
+    else:
         other.end()
         assert time.monotonic() - began < LONG / 2
-    else:
-        waiting(one, 1)
-    assert rider.do(lambda: len(device.done)) == 1 - level
+    assert rider.do(lambda: len(device.done)) == 1 - waits
     standing.__exit__(None, None, None)
     other.end()
 

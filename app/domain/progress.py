@@ -55,11 +55,16 @@ _ALMOST = 0.999
 
 
 class Left(msgspec.Struct, frozen=True):
-    """Seconds of work that remain if nobody else works: before, in and after the denoising steps."""
+    """Seconds of work that remain if nobody else works: before, in and after the denoising steps.
+
+    Of the step that it is in, which takes `pace` alone, `under_way` seconds are over.
+    """
 
     before: float
     steps: float
     after: float
+    pace: float = 0.0
+    under_way: float = 0.0
 
 
 _CHARGED: tuple[Phase, ...] = ("preparing", "generating", "post_processing")
@@ -134,7 +139,9 @@ class ProgressMeter:
                 after = seconds
             else:
                 before += seconds
-        return Left(before, steps, after)
+        if self._phase != "generating":
+            return Left(before, steps, after)
+        return Left(before, steps, after, self._pace(), now - self._stepped)
 
     @property
     def loading(self) -> bool:
@@ -259,9 +266,12 @@ class ProgressMeter:
             return expected
         if phase != "generating" or not self._total_steps:
             return max(0.0, expected - (now - self._phase_began))
+        return self._pace() * (self._total_steps - self._step)
+
+    def _pace(self) -> float:
+        """Seconds of a step alone, as this run has it."""
         known = self._usual_pace() * _TRUST_IN_THE_PAST
-        pace = (known + self._alone) / (_TRUST_IN_THE_PAST + self._step)
-        return pace * (self._total_steps - self._step)
+        return (known + self._alone) / (_TRUST_IN_THE_PAST + self._step)
 
 
 def _no_slowdown(_: int) -> float:

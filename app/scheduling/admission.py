@@ -30,7 +30,8 @@ class Standing(msgspec.Struct, kw_only=True):
     only where it is not held), before its `steps`, in them, and after them; nine of ten jobs take at
     most `spread` more. `pictures` of it take each step together; `cap` of all jobs' may. It lets jobs
     behind it pass for `patience` seconds. `memory` is bytes of its model. `alone` shares its slot with
-    nobody, and pictures share forwards only where their `loras` are the same.
+    nobody, and pictures share forwards only where their `loras` are the same. Its steps take `pace`
+    each, alone; the one that it is in, or stands before, began at most `under_way` seconds ago.
     """
 
     id: str
@@ -42,6 +43,8 @@ class Standing(msgspec.Struct, kw_only=True):
     before: float = 0.0
     steps: float = 0.0
     after: float = 0.0
+    pace: float = 0.0
+    under_way: float = 0.0
     spread: float = 0.0
     patience: float = 0.0
     memory: int = 0

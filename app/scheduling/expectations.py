@@ -160,6 +160,8 @@ class Expectations:
             before=left.before,
             steps=left.steps,
             after=left.after,
+            pace=left.pace,
+            under_way=left.under_way,
             spread=spread * min(1.0, rest / whole) if whole > 0.0 else spread,
             memory=self.memory(card, device),
             loras=request.loras,

@@ -2,7 +2,8 @@
 
 The play follows the rules that the real slots follow: the lowest rank goes first at every step, jobs
 that are alike share forwards and slow each other down as was measured, equals run to their end, a
-model that is not held is loaded first. It knows nothing of jobs to come.
+model that is not held is loaded first; a step that was begun, or a picture's decoding, is done before
+anybody else's turn comes. It knows nothing of jobs to come.
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ class _Lane:
         self._variance = 0.0
         self._running = [msgspec.structs.replace(job) for job in place.running]
         self._starts = dict.fromkeys((job.id for job in self._running), 0.0)
+        self._begun = self._first() if self._running else None
+        self._step = 0.0
+        if self._begun is not None and self._begun.stepping:
+            self._step = self._rest_of_step(self._begun)
+            if self._step <= 0.0:
+                self._begun = None
 
     @property
     def due(self) -> float:
@@ -114,6 +121,7 @@ class _Lane:
             return
         seconds, workers, speed = self._next()
         self.now += seconds
+        self._begun, self._step = None, 0.0
         done = seconds * speed
         for job in workers:
             if job.before > 0.0:
@@ -127,6 +135,18 @@ class _Lane:
             end_p90 = self.now + math.sqrt(self._variance + job.spread**2)
             self.told[job.id] = Outlook(self._starts[job.id], self.now, end_p90)
             self._variance += job.spread**2
+        if self._running and (first := self._first()).finishing:
+            self._begun = first  # before those who come now
+
+    def _rest_of_step(self, first: Standing) -> float:
+        """Seconds to the end of the step that the device is in; what is over of it is taken off."""
+        group = self._group(first)
+        slower = self._slowdown(first.kind, sum(job.pictures for job in group))
+        whole = first.pace * slower / self._share(first)
+        over = min(first.under_way, whole)
+        for job in group:
+            job.steps = max(0.0, job.steps - over / slower * self._share(job))
+        return whole - over
 
     def _share(self, job: Standing) -> float:
         """How its own pictures' slowdown counts: its seconds are for all of them together."""
@@ -134,9 +154,24 @@ class _Lane:
 
     def _next(self) -> tuple[float, list[Standing], float]:
         """Seconds to the next change, who works until then, and how fast."""
-        first = min(self._running, key=lambda job: (job.rank, job.stepping))
+        first = self._begun or self._first()
         if not first.stepping:
             return (first.before or first.after), [first], 1.0
+        group = self._group(first)
+        speed = 1.0 / self._slowdown(first.kind, sum(job.pictures for job in group))
+        seconds = min(job.steps / (speed * self._share(job)) for job in group)
+        return min(seconds, self._step or seconds), group, speed
+
+    def _first(self) -> Standing:
+        """Who has the device next: the order of `Turnstile`, in which what is done alone goes before
+        the steps of its class, if these can be shared."""
+        return min(
+            self._running,
+            key=lambda job: (job.rank[0], job.stepping or job.cap == 1, job.rank[1], job.stepping),
+        )
+
+    def _group(self, first: Standing) -> list[Standing]:
+        """Those who take their steps together with it, itself among them."""
         group, pictures = [first], first.pictures
         for job in sorted(self._running, key=lambda one: one.rank):
             if job is not first and job.stepping and job.alike(first):
@@ -144,9 +179,7 @@ class _Lane:
                     break
                 group.append(job)
                 pictures += job.pictures
-        speed = 1.0 / self._slowdown(first.kind, pictures)
-        seconds = min(job.steps / (speed * self._share(job)) for job in group)
-        return seconds, group, speed
+        return group
 
 
 def _less(seconds: float, done: float) -> float:
