@@ -46,13 +46,13 @@ def _arm(card: ModelCard, arm: str, port: int, *, quick: bool) -> list[Row]:
     rows = []
     with raw_pipeline(card) as raw:
         words = body if arm == _XINFERENCE else Wish.body
-        blocks = Blocks(card, raw, 8 if quick else 24, words)
+        blocks = Blocks(card, raw, 8 if quick else 16, words)
         blocks.raw()
         for clients in (1, 8):
             blocks.warm_up(port, clients)
             blocks.level()
             compared = in_turns(
-                partial(blocks.server, port, clients), blocks.raw, 1 if quick else 3
+                partial(blocks.server, port, clients), blocks.raw, 1 if quick else 2
             )
             what = f"{card.id}, {arm}, clients: {clients}; / raw loop"
             rows.append(Row("peers", what, rates(compared) + told(blocks.doubts)))

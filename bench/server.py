@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
+            process_group=0,
         )
     try:
         _wait_until_ready(process, port, log, ready)
@@ -112,6 +114,8 @@ def started(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with suppress(ProcessLookupError):  # what it started and did not end
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def free_port() -> int:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from bench.eta import errors
 from bench.load import LEFT, STREAM, Measured, Outcome, Plan, Shot, fire, run
+from bench.server import started
 from bench.stats import Compared, percentile, rates, spread
 from bench.traces import changes, fewest_changes, mixed, poisson, zipf
 from tests.gateway import Gateway
+
+_WITH_A_CHILD = """
+import pathlib, subprocess, sys
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+child = subprocess.Popen(["sleep", "300"])
+pathlib.Path(sys.argv[1]).write_text(str(child.pid))
+HTTPServer(("127.0.0.1", int(sys.argv[2])), SimpleHTTPRequestHandler).serve_forever()
+"""
 
 
 @asynccontextmanager
@@ -107,6 +120,14 @@ class TestFigures:
         assert lost.doubts == "1 of 2 without a picture"
 
 
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody asked for does not."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except FileNotFoundError:
+        return False
+
+
 class TestLoad:
     async def test_an_open_loop_counts_from_when_a_request_was_due(self) -> None:
         shots = [Shot({}, due=number * 0.01) for number in range(10)]
@@ -152,6 +173,16 @@ class TestLoad:
     def test_too_much_is_refused(self) -> None:
         with pytest.raises(ValueError, match="at most"):
             fire(Plan(1, [Shot({})] * 5001))
+
+    def test_what_a_server_started_ends_with_it(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-c", _WITH_A_CHILD, str(tmp_path / "pid")]
+        with started(command, dict(os.environ), tmp_path / "log", "/"):
+            child = int((tmp_path / "pid").read_text())
+            assert lives(child)
+        deadline = time.monotonic() + 5
+        while lives(child) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not lives(child)
 
     def test_in_a_process_of_its_own_against_the_gateway(self, fake_gateway: Gateway) -> None:
         body = {"prompt": "a cat", "size": "64x64", "steps": 4, "model": "fake"}
