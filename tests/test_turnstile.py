@@ -537,3 +537,6 @@ def test_a_turnstile_that_closes_does_what_still_waits(one: Turnstile, device: D
     assert one._thread is not None
     one._thread.join(LONG)
     assert not one._thread.is_alive()
+    with pytest.raises(RuntimeError, match="no more work"):
+        Run(one, shared(device, "too late")).end()
+    assert device.done == [["first"], ["late"]]

@@ -133,7 +133,7 @@ class Turnstile:
         self._changed = threading.Condition()
         self._last_seconds = 0.0
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._ended = False
 
     @contextmanager
     def rider(self, sharing: Sharing, check: Callable[[], None] | None = None) -> Iterator[Rider]:
@@ -152,7 +152,7 @@ class Turnstile:
                 self._changed.notify()
 
     def close(self) -> None:
-        """Let the thread end once nothing waits any more."""
+        """Let the thread end once nothing waits any more; who comes later gets a RuntimeError."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -161,6 +161,8 @@ class Turnstile:
 
     def enter(self, piece: _Piece) -> None:
         with self._changed:
+            if self._ended:
+                raise RuntimeError("This device takes no more work.")
             piece.rider.returning = False
             piece.rider.kind = piece.kind
             self._pending.append(piece)
@@ -215,6 +217,7 @@ class Turnstile:
             while True:
                 if not self._pending:
                     if self._closed:
+                        self._ended = True
                         return None
                     self._changed.wait()
                     deadline = time.monotonic() + patience
