@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import T5Config, T5EncoderModel
 
 from app.domain import memory_plan
-from app.domain.errors import InvalidRequest, ModelUnavailable
+from app.domain.errors import InvalidRequest, ModelUnavailable, OutOfMemory
 from app.domain.lora import Lora
 from app.domain.memory_plan import BYTES, NO_LIMIT, Plan, Room
 from app.domain.model_card import ModelCard
@@ -210,6 +210,12 @@ def test_eight_bits_come_last_and_only_where_they_can(monkeypatch: pytest.Monkey
     assert (roomy.residency, roomy.weights) == ("group_offload", "bfloat16")
     monkeypatch.setattr(fitting, "find_spec", lambda _: None)
     assert not any(way.quantised for way in plans_for(absent(), "bfloat16"))
+    with pytest.raises(OutOfMemory, match=r"would: install easel\[int8\]\.$"):
+        plan_for(absent(), "cuda:0", short)
+    for hopeless, room in ((absent(quantization="none"), short), (absent(), Room(GB, GB))):
+        with pytest.raises(OutOfMemory) as refused:
+            plan_for(hopeless, "cuda:0", room)
+        assert "easel[int8]" not in refused.value.message
 
 
 def test_plain_weights_are_carried_by_the_fastest_way() -> None:

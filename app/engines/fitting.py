@@ -11,7 +11,10 @@ from app.domain.model_source import is_single_file
 from app.engines.weight_bytes import precision_for, weight_counts
 
 QUANTISER = "torchao"
-"""The package that holds weights in eight bits; it comes with the extra `easel[int8]`."""
+"""The package that holds weights in eight bits."""
+
+_EXTRA = "easel[int8]"
+"""What brings it."""
 
 _SMALL = 500_000_000
 """Bytes of weights below which no plan is made: there is nothing to be gained."""
@@ -20,20 +23,25 @@ _SMALL = 500_000_000
 def plans_for(card: ModelCard, floats: Weights) -> list[Plan]:
     """All ways to draw pictures of the model's default size, the best first; none where nothing tells
     what it is made of. A card's own wish for smaller weights leaves no others."""
-    parts = weight_counts(card)
-    if not parts:
-        return []
     wished = card.quantization == "int8"
-    possible = card.quantization == "auto" and find_spec(QUANTISER) is not None
-    ways = plans(
-        Needs(parts),
-        width=card.defaults.width,
-        height=card.defaults.height,
-        floats=floats,
-        # A single file is read whole before it is quantised: that is no help to a machine in need.
-        quantised=wished or (possible and not is_single_file(card.file or card.source)),
-    )
+    ways = _ways(card, floats, quantised=wished or (_may_shrink(card) and _quantiser_is_here()))
     return [way for way in ways if way.quantised] or ways if wished else ways
+
+
+def _ways(card: ModelCard, floats: Weights, *, quantised: bool) -> list[Plan]:
+    parts, usual = weight_counts(card), card.defaults
+    size = {"width": usual.width, "height": usual.height}
+    return plans(Needs(parts), **size, floats=floats, quantised=quantised) if parts else []
+
+
+def _may_shrink(card: ModelCard) -> bool:
+    """Whether smaller weights could help. A single file is read whole before it is quantised: that is
+    no help to a machine in need."""
+    return card.quantization == "auto" and not is_single_file(card.file or card.source)
+
+
+def _quantiser_is_here() -> bool:
+    return find_spec(QUANTISER) is not None
 
 
 def plan_for(card: ModelCard, device: str, room: Room) -> Plan | None:
@@ -54,7 +62,10 @@ def plan_for(card: ModelCard, device: str, room: Room) -> Plan | None:
         return ways[0] if ways[0].quantised else None
     plan = choose(ways, room)
     if plan is None:
-        raise OutOfMemory(f"Model {card.id} does not fit. {refusal(ways, room)}")
+        why = f"Model {card.id} does not fit. {refusal(ways, room)}"
+        if _may_shrink(card) and choose(_ways(card, floats, quantised=True), room) is not None:
+            why += f" Weights in eight bits would: install {_EXTRA}."
+        raise OutOfMemory(why)
     return plan
 
 
