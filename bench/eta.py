@@ -3,7 +3,8 @@
 Errors are shares of the time that truly remained: at submission that of the whole job, wait included,
 and at half of it that of its second half. What was last told counts down with the clock, as a client
 would show it. Kinds of pictures are seen before, as they are on a server that has run for an hour; the
-error at the first sight of each kind is told apart from that.
+error at the first sight of each kind is told apart from that. Beside them stands how much the pictures'
+own times vary on this machine: nothing that is said beforehand can come closer in the median.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bench.server import BUNDLED, Client, serving
 from bench.stats import Row, percentile
@@ -37,8 +38,13 @@ def run(*, quick: bool) -> tuple[list[Row], bool]:
         for card, *kind in kinds:
             client.errors([Wish(card, next(seeds), *kind)])
         alone = [client.errors(some(1)) for _ in range(6 if quick else 40)]
+        vary = deviations(client.took.values())
         behind = [client.errors(some(1 + _AHEAD)) for _ in range(3 if quick else 20)]
+    noise = (
+        f"median {statistics.median(vary):.1%}, p90 {percentile(vary, 0.9):.1%} (n = {len(vary)})"
+    )
     return [
+        Row("eta", "alone: the times themselves, from the median of their kind", noise),
         *_rows("a kind never drawn here before", new, goal=False),
         *_rows("alone", alone, goal=True),
         *_rows(f"{_AHEAD} jobs ahead", behind, goal=True),
@@ -59,9 +65,22 @@ def errors(
     return abs(promised - total) / total, abs(left - total / 2) / (total / 2)
 
 
+def deviations(took: Iterable[Sequence[float]]) -> list[float]:
+    """How far each is from the median of its kind, as a share of that; of kinds with three or more."""
+    return [
+        abs(seconds / statistics.median(alike) - 1)
+        for alike in took
+        if len(alike) >= 3
+        for seconds in alike
+    ]
+
+
 class _Watcher:
+    """`took` holds the seconds of jobs that were alone, by what they were."""
+
     def __init__(self, port: int) -> None:
         self._port = port
+        self.took: dict[tuple[str, int, int], list[float]] = {}
 
     def errors(self, wishes: Sequence[Wish]) -> tuple[float, float]:
         """Submit all and see the last one through."""
@@ -77,7 +96,11 @@ class _Watcher:
         ]
         # The answer may be given before the first event is stored; that one follows at once.
         promised = job["eta_seconds"] or etas[0][1]
-        return errors(job["created"], promised, etas, told[-1]["timestamp"])
+        ended = told[-1]["timestamp"]
+        if len(wishes) == 1:
+            kind = wishes[0].card.id, wishes[0].side, wishes[0].steps
+            self.took.setdefault(kind, []).append(ended - job["created"])
+        return errors(job["created"], promised, etas, ended)
 
 
 def _rows(what: str, found: Sequence[tuple[float, float]], *, goal: bool) -> list[Row]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.eta import errors
+from bench.eta import deviations, errors
 from bench.load import LEFT, STREAM, Measured, Outcome, Plan, Shot, fire, run
 from bench.server import started
 from bench.stats import Compared, percentile, rates, spread
@@ -112,6 +112,9 @@ class TestFigures:
 
         assert at_submission == pytest.approx(0.2)
         assert at_half == pytest.approx(0.2)
+
+    def test_times_deviate_from_the_median_of_their_kind(self) -> None:
+        assert deviations([[2.0, 1.0, 2.5], [3.0, 9.0]]) == [0.0, 0.5, 0.25]
 
     def test_what_was_not_answered_took_for_ever(self) -> None:
         lost = Measured([Outcome("", 0.0, 0.0, 1.0, 200), Outcome("", 0.0)], 1.0, 0.0)
