@@ -360,6 +360,20 @@ def test_who_goes_on_alone_is_waited_for_by_those_behind_it_only(
     other.end()
 
 
+def test_who_works_alone_beside_the_others_is_not_waited_for(
+    device: Device, patience: Callable[[float], None]
+) -> None:
+    patience(LONG)
+    one = Turnstile(overlap=True)
+    with one.rider(Sharing((0, 0.0))) as rider:  # with its prompt now
+        began = time.monotonic()
+        Run(one, shared(device, "other"), Sharing((1, 0.0))).end()
+        rider.last_shared()  # and decoded now
+        Run(one, shared(device, "another"), Sharing((0, 1.0))).end()
+        assert time.monotonic() - began < LONG / 2
+    one.close()
+
+
 def test_a_run_is_waited_for_only_briefly_and_only_once(
     one: Turnstile, device: Device, patience: Callable[[float], None]
 ) -> None:

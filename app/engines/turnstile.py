@@ -282,7 +282,7 @@ class Turnstile:
             and rider.thread.is_alive()
             and (
                 (rider.kind is not None and self._place(rider, rider.kind) < place)
-                or rider.sharing.rank < first.rider.sharing.rank
+                or (not rider.overlap and rider.sharing.rank < first.rider.sharing.rank)
                 or (len(chosen) < min(most, rider.sharing.batch) and self._alike(first, rider))
             )
         ]
