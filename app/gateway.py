@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from app.authentication import Authenticator
 from app.catalogue import Catalogue
@@ -45,6 +45,7 @@ class Gateway:
         tracing: Tracing | None = None,
         *,
         reread: Callable[[], Catalogue],
+        remind: Callable[[], Awaitable[None]],
     ) -> None:
         self.keys = keys
         self.ledger = ledger
@@ -55,6 +56,7 @@ class Gateway:
         self.metrics = metrics
         self.tracing = tracing
         self._reread = reread
+        self._remind = remind
         self._board = board
         self._database = database
         self._pictures = pictures
@@ -71,9 +73,10 @@ class Gateway:
         await self._database.start()
 
     async def start(self, *, resume: bool = True) -> None:
-        """Open the store, start the workers, and take up the jobs that an earlier process has left.
+        """Open the store, start the workers, and take up the jobs and the webhooks that an earlier
+        process has left.
 
-        A process that draws one picture and ends leaves those jobs alone: no `resume`.
+        A process that draws one picture and ends leaves those alone: no `resume`.
 
         Raises StoreRefused, StoreUnavailable.
         """
@@ -82,6 +85,7 @@ class Gateway:
         await self._housekeeping.load()
         await self.scheduler.start()
         if resume:
+            await self._remind()
             await self.service.resume()
         self._tidying = asyncio.create_task(self._housekeeping.run())
         self._watching = asyncio.create_task(self.metrics.watch_the_loop())

@@ -89,6 +89,9 @@ from app.webhooks.outbox import Webhooks, kind_of
 from app.workers.base import WorkerPool
 from app.workers.local import LocalPool
 
+_WEBHOOKS_KEPT = 3 * 86_400.0
+"""Seconds after its end for which a job's webhook is tried again by a later process."""
+
 
 def new_id() -> str:
     return str(ULID())
@@ -111,8 +114,9 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         raise ConfigurationError(f"the store cannot be used: {error}") from error
     ring, ledger = KeyRing(database), Ledger(database)
     stored = PictureStore(database, blobs, memory_bytes=settings.image_memory)
-    board = JobBoard(JobStore(database), clock=time.time, new_id=new_id)
-    webhooks = Webhooks(settings.webhook_policy())
+    jobs = JobStore(database)
+    board = JobBoard(jobs, clock=time.time, new_id=new_id)
+    webhooks = Webhooks(settings.webhook_policy(), settled=jobs.webhook_settled)
     board.observe(partial(_tell, webhooks))
     shelf = open_shelf(settings, catalogue.all)
     times = PhaseTimes()
@@ -212,6 +216,7 @@ def build(settings: Settings, pool: WorkerPool | None = None) -> Gateway:
         counted,
         tracing,
         reread=partial(read_catalogue, settings),
+        remind=partial(_remind, webhooks, jobs),
     )
 
 
@@ -260,6 +265,13 @@ def open_loras(settings: Settings, shelf: ModelShelf) -> LoraShelf:
     """Which LoRAs there are; the shelf knows them from now on. Raises ConfigurationError."""
     folder = settings.loras_dir or settings.data_dir / "loras"
     return LoraShelf(folder, settings.lora_cards(), shelf, most=settings.max_loras)
+
+
+async def _remind(webhooks: Webhooks, jobs: JobStore) -> None:
+    """Tell of the ends that an earlier process could not tell. Raises StoreUnavailable."""
+    for job in await jobs.webhooks_due(time.time() - _WEBHOOKS_KEPT):
+        if job.webhook is not None:
+            webhooks.tell(job.id, job.webhook, "finished", shown(job))
 
 
 def _tell(webhooks: Webhooks, job: Job, numbered: NumberedEvent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 from app.engines.picture_text import read
 from tests.conftest import fake_settings
 from tests.gateway import running_gateway
-from tests.receiver import Hook, receiving
+from tests.receiver import Answer, Hook, receiving
 
 KEY = bytes(range(32))
 SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
@@ -59,6 +60,38 @@ async def test_a_job_tells_a_server_how_it_goes(tmp_path: Path) -> None:
                 assert (foreign.status_code, foreign.json()["error"]["param"]) == (400, "webhook")
                 assert len((await client.get("/jobs")).json()["jobs"]) == 2
             assert "hush" not in gateway.log.read_text()
+
+
+async def test_an_end_that_nobody_heard_is_told_by_the_next_process(tmp_path: Path) -> None:
+    async with receiving() as server:
+        environment = {
+            **fake_settings(),
+            "EASEL_WEBHOOK_HOSTS": f'["http://{server.address}"]',
+            "EASEL_WEBHOOK_SECRET": SECRET,
+        }
+        body = {"prompt": "x", "steps": 4, "webhook": server.url}
+        server.answer = lambda hook: Answer(503 if hook.said["type"] == "job.finished" else 200)
+        with running_gateway(tmp_path, environment) as gateway, gateway.client() as client:
+            job = client.post("/jobs", json=body).json()["id"]
+            client.get(f"/jobs/{job}/events")
+            while server.types()[-1:] != ["finished"]:
+                await server.wait(len(server.hooks) + 1)
+            gateway.process.kill()
+
+        server.answer = lambda _: Answer()
+        before = len(server.hooks)
+        with running_gateway(tmp_path, environment) as gateway, gateway.client() as client:
+            again = (await server.wait(before + 1))[before]
+            await asyncio.sleep(0.5)  # it gets its answer, and has it written down
+            shown = client.get(f"/jobs/{job}").json()
+        assert again.said["type"] == "job.finished"
+        assert again.headers["webhook-id"] == f"{job}-finished"
+        assert again.said["job"] == {name: shown[name] for name in again.said["job"]}
+
+        with running_gateway(tmp_path, environment) as gateway, gateway.client() as client:
+            client.get("/health")
+            await asyncio.sleep(0.5)
+        assert server.types()[before:] == ["finished"]
 
 
 def test_without_allowed_hosts_there_are_no_webhooks(tmp_path: Path) -> None:

@@ -459,3 +459,40 @@ async def test_only_so_many_kinds_of_work_are_remembered(database: Database) -> 
     await timings.save(many[:3000])
     await timings.save(many[3000:])
     assert await timings.load() == many[3:]
+
+
+# -- webhooks --------------------------------------------------------------------------------------
+
+
+async def test_an_end_is_owed_to_a_webhook_until_it_is_settled(store: JobStore) -> None:
+    old, told, untold, quiet = (make_job() for _ in range(4))
+    unended = make_job()
+    for job in (old, told, untold, unended):
+        job.webhook = "https://hooks.example.com/x"
+    for job in (old, told, untold, quiet, unended):
+        await store.accept(job)
+    assert await store.webhooks_due(0.0) == []
+
+    for job in (old, told, untold, quiet):
+        await finish(store, job)
+    await store.webhook_settled(told.id)
+    await store.webhook_settled("no such job")
+    due = await store.webhooks_due(0.0)
+    assert [job.id for job in due] == [old.id, untold.id]
+    assert due[1] == await store.get(untold.id)
+    assert due[1].ended
+
+    assert [job.id for job in await store.webhooks_due(due[1].changed)] == [untold.id]
+    assert [job.id for job in await store.webhooks_due(0.0)] == [
+        untold.id
+    ]  # the old one is forgotten
+
+
+async def test_what_is_owed_of_a_job_goes_with_it(database: Database, store: JobStore) -> None:
+    job = make_job()
+    job.webhook = "https://hooks.example.com/x"
+    await store.accept(job)
+    await finish(store, job)
+    await database.write(lambda connection: connection.execute(text("DELETE FROM jobs")))
+    owed = text("SELECT count(*) FROM webhooks_due")
+    assert await database.read(lambda connection: connection.scalar(owed)) == 0

@@ -32,6 +32,7 @@ from app.domain.events import (
     Started,
     Succeeded,
 )
+from app.store.errors import StoreUnavailable
 from app.webhooks.courier import _retry_after
 from app.webhooks.outbox import Webhooks, kind_of
 from app.webhooks.policy import WebhookPolicy
@@ -135,6 +136,63 @@ async def test_the_documents_lines_verify_a_webhook(receiver: Receiver) -> None:
 )
 def test_events_have_their_kinds(number: int, event: JobEvent, kind: str | None) -> None:
     assert kind_of(NumberedEvent(number, NOW, event)) == kind
+
+
+async def test_an_end_keeps_its_id_over_processes(receiver: Receiver) -> None:
+    for process in (1, 2):
+        async with webhooks(receiver) as hooks:
+            hooks.tell("job", receiver.url, "finished", {})
+            await receiver.wait(process)
+    assert {hook.headers["webhook-id"] for hook in receiver.hooks} == {"job-finished"}
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+async def test_only_ends_are_settled_and_those_given_up_as_well(
+    receiver: Receiver, status: int
+) -> None:
+    settled: list[str] = []
+
+    async def note(job_id: str) -> None:
+        settled.append(job_id)
+
+    receiver.answer = lambda _: Answer(status)
+    made = Webhooks(policy(receiver, backoff=(0.02,)), clock=lambda: NOW, settled=note)
+    made.tell("job", receiver.url, "created", {})
+    hooks = await receiver.wait(2 if status == 500 else 1)
+    await asyncio.sleep(0.1)
+    assert settled == []
+    made.tell("job", receiver.url, "finished", {})
+    await receiver.wait(2 * len(hooks))
+    await made.close(5)
+    assert settled == ["job"]
+
+
+async def test_an_end_that_waits_for_its_next_try_is_not_settled(receiver: Receiver) -> None:
+    settled: list[str] = []
+
+    async def note(job_id: str) -> None:
+        settled.append(job_id)
+
+    receiver.answer = lambda _: Answer(503)
+    made = Webhooks(policy(receiver, backoff=(60.0, 60.0)), clock=lambda: NOW, settled=note)
+    made.tell("job", receiver.url, "finished", {})
+    await receiver.wait(1)
+    await made.close(0.3)
+    assert settled == []
+
+
+async def test_a_store_that_does_not_answer_stops_no_webhook(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(_: str) -> None:
+        raise StoreUnavailable("not now")
+
+    made = Webhooks(policy(receiver), clock=lambda: NOW, settled=fail)
+    made.tell("job", receiver.url, "finished", {})
+    made.tell("other", receiver.url, "finished", {})
+    await receiver.wait(2)
+    await made.close(5)
+    assert "webhook of job other is not settled" in caplog.text
 
 
 # -- order and throttle ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 What you can rely on: an accepted job is readable until it is deleted, also after a crash; its events
 are numbered from 1 without gaps, and an event that was taken in is never lost or changed; a job ends
 once, and together with its terminal event; an attempt that a later one has replaced changes nothing any
-more.
+more; that a webhook is owed a job's end is known from that end until it is settled.
 
 Stored events hold no previews. Who follows a job gets them from memory, and after a restart the job is
 drawn anew and shows new ones.
@@ -24,7 +24,7 @@ from app.domain.events import JobEvent, NumberedEvent, Progressed, Started
 from app.domain.job import Job
 from app.store.database import Database
 from app.store.errors import StoreUnavailable
-from app.store.schema import DETAILS, EVENTS, IMAGES, INPUTS, JOBS
+from app.store.schema import DETAILS, EVENTS, IMAGES, INPUTS, JOBS, WEBHOOKS_DUE
 from app.store.words import words_of
 
 PictureState = Literal["stored", "not_stored", "deleted"]
@@ -178,6 +178,31 @@ class JobStore:
 
         return await self._database.read(work)
 
+    async def webhooks_due(self, since: float) -> list[Job]:
+        """Jobs that ended after `since` and whose webhooks are owed their ends, oldest first. Of those
+        before, nothing is owed any more."""
+        old = select(JOBS.c.seq).where(JOBS.c.ended < since)
+
+        def work(connection: Connection) -> list[Job]:
+            connection.execute(delete(WEBHOOKS_DUE).where(WEBHOOKS_DUE.c.job.in_(old)))
+            found = connection.execute(
+                select(DETAILS.c.value)
+                .join(WEBHOOKS_DUE, WEBHOOKS_DUE.c.job == DETAILS.c.job)
+                .order_by(DETAILS.c.job)
+            )
+            return [_job_of(value) for value in found.scalars()]
+
+        return await self._database.write(work)
+
+    async def webhook_settled(self, job_id: str) -> None:
+        """Its webhook has heard of the end, or never will."""
+        of = select(JOBS.c.seq).where(JOBS.c.id == job_id)
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(WEBHOOKS_DUE).where(WEBHOOKS_DUE.c.job.in_(of)))
+
+        await self._database.write(work)
+
 
 def _row(connection: Connection, job_id: str) -> Row[Any, Any]:
     row = connection.execute(
@@ -253,6 +278,9 @@ def _append(connection: Connection, news: Sequence[News]) -> list[bool]:
         connection.execute(_APPEND, [_changed(at) for at in changed])
         values = [{"of": at.seq, "new_value": _encode(at.job)} for at in changed]
         connection.execute(_RENEW, values)
+        owed = [{"job": at.seq} for at in changed if at.job.ended and at.job.webhook is not None]
+        if owed:
+            connection.execute(insert(WEBHOOKS_DUE), owed)
     if images:
         connection.execute(insert(IMAGES), images)
     return told

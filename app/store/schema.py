@@ -120,6 +120,9 @@ TAGS = Table(
     Index("tags_tag", "tag", "job"),
 )
 
+WEBHOOKS_DUE = Table("webhooks_due", SCHEMA, _of_job())
+"""Jobs that have ended, and whose webhooks are not known to have heard."""
+
 TIMINGS = Table(
     "timings",
     SCHEMA,

@@ -5,7 +5,8 @@ What you can rely on: of one job, one delivery is under way at a time; `created`
 goes out per interval, and none is tried twice. Everything else is tried again until the receiver
 answers, refuses, or the attempts are spent, under the same id. A host that is slow or dead holds only
 its own deliveries. When too much waits, new webhooks are refused at the door and lesser news are
-dropped, but never a `finished` while the process lives.
+dropped, but never a `finished` while the process lives; the next process is to tell those that were not
+`settled`, and does it under the same id.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import random
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import msgspec
 from ulid import ULID
 
-from app.domain.errors import InvalidRequest, QueueFull
+from app.domain.errors import EaselError, InvalidRequest, QueueFull
 from app.domain.events import TERMINAL, ImageReady, NumberedEvent, Progressed, Started
 from app.webhooks.addresses import Resolve
 from app.webhooks.allow_list import AllowList, Target
@@ -97,17 +98,20 @@ class _Line(msgspec.Struct):
 
 
 class Webhooks:
-    """`clock` gives Unix seconds. Use it from the event loop's thread."""
+    """`clock` gives Unix seconds. `settled` is told of jobs whose `finished` was answered or given up.
+    Use it from the event loop's thread."""
 
     def __init__(
         self,
         policy: WebhookPolicy,
         clock: Callable[[], float] = time.time,
         *,
+        settled: Callable[[str], Awaitable[None]] | None = None,
         resolve: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._policy = policy
+        self._settled = settled
         self._clock = clock
         self._allowed = AllowList(policy.hosts)
         self._courier = Courier(policy, clock, resolve, tls)
@@ -147,7 +151,7 @@ class Webhooks:
         if self._closed or (line is not None and line.finished):
             return
         target = line.target if line else self._allowed.read(url)
-        delivery_id = str(ULID())
+        delivery_id = f"{job_id}-finished" if kind == "finished" else str(ULID())
         body = msgspec.json.encode(
             {"id": delivery_id, "type": f"job.{kind}", "created": self._clock(), "job": shown}
         )
@@ -207,7 +211,8 @@ class Webhooks:
                     if (delivery := line.take(now(), self._policy.interval)) is None:
                         continue
                     outcome = await self._attempt(line, delivery)
-                self._settle(line, delivery, outcome, now())
+                if not self._again(line, delivery, outcome, now()):
+                    await self._settle(line, delivery, outcome)
         finally:
             self._lines.pop(line.job_id, None)
             for delivery in (*line.waiting.values(), *filter(None, [line.current])):
@@ -221,13 +226,22 @@ class Webhooks:
         except Exception as error:
             return Outcome(type(error).__name__, again=True)
 
-    def _settle(self, line: _Line, delivery: _Delivery, outcome: Outcome, now: float) -> None:
+    def _again(self, line: _Line, delivery: _Delivery, outcome: Outcome, now: float) -> bool:
+        """Whether it is to be tried once more; then it is known when."""
         backoff = self._policy.backoff
         spent = delivery.kind == "progress" or delivery.attempts > len(backoff)
-        if outcome.again and not spent:
-            wait = backoff[delivery.attempts - 1] * random.uniform(0.75, 1.25)
-            line.try_at = now + max(wait, outcome.wait)
-            return
+        if spent or not outcome.again:
+            return False
+        wait = backoff[delivery.attempts - 1] * random.uniform(0.75, 1.25)
+        line.try_at = now + max(wait, outcome.wait)
+        return True
+
+    async def _settle(self, line: _Line, delivery: _Delivery, outcome: Outcome) -> None:
+        if delivery.kind == "finished" and self._settled is not None:
+            try:
+                await self._settled(line.job_id)
+            except EaselError as error:  # it will be told once more, under the same id
+                _log.warning("webhook of job %s is not settled: %s", line.job_id, error.code)
         line.current = None
         self._free(line, delivery)
         if outcome.why:
