@@ -86,7 +86,7 @@ class Rider:
         self._turnstile.expect(self, returning=False)
 
     def last_shared(self) -> None:
-        """What follows is done alone and is the end: only the less urgent need to wait for it."""
+        """What follows is done alone and is the end: only those of higher rank need to wait for it."""
         self.ending = True
         self._turnstile.expect(self, returning=True, alone=True)
 
