@@ -4,7 +4,7 @@ Errors are shares of the time that truly remained: at submission that of the who
 and at half of it that of its second half. What was last told counts down with the clock, as a client
 would show it. Kinds of pictures are seen before, as they are on a server that has run for an hour; the
 error at the first sight of each kind is told apart from that. Beside them stands how much the pictures'
-own times vary on this machine: nothing that is said beforehand can come closer in the median.
+own times vary on this machine, which what is said beforehand can hardly know.
 """
 
 from __future__ import annotations
