@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,11 @@ from app.engines.forward_batcher import Call, ForwardBatcher
 from app.engines.turnstile import Turnstile
 
 _COUNTS = (1, 2, 4, 8)
-_REPEATS = 6
-_NO_GAIN = 1.1
-"""A batch that costs this much more for each picture than the last one is the last that is tried."""
+_ROUNDS = 7
+_HOPELESS = 1.5
+"""A number that costs this much more for each picture than the best one is not measured again."""
+_SECONDS = 20.0
+"""So long is measured at most, and the forward ended that is under way by then."""
 
 
 class FirstCall(ForwardBatcher):
@@ -33,20 +36,27 @@ class FirstCall(ForwardBatcher):
 def profile(batcher: ForwardBatcher, call: Call, turnstile: Turnstile) -> Mapping[int, float]:
     """Seconds of one forward by how many pictures share it: the fastest of a few, after a warm-up.
 
-    Seconds of the clock: those of a CPU's cores would count the waiting of its threads for each other,
-    which a small forward is full of. Larger numbers are not tried once they gain nothing or do not fit.
+    The numbers take turns: while a machine is slow, it is slow for all of them. Seconds of the clock:
+    those of a CPU's cores would count the waiting of its threads for each other, which a small forward
+    is full of. Numbers that gain nothing are soon left out, and so are those that do not fit.
     """
     seconds: dict[int, float] = {}
+    counts: Iterable[int] = _COUNTS
+    until = time.monotonic() + _SECONDS
     with turnstile.rider(ALONE) as rider:
-        for count in _COUNTS:
-            calls = [call] * count
-            measured = [rider.do(partial(_once, batcher, calls)) for _ in range(_REPEATS)]
-            if any(one is None for one in measured):
-                break
-            seconds[count] = min(one for one in measured[1:] if one is not None)
-            half = seconds.get(count // 2)
-            if half is not None and seconds[count] / count > _NO_GAIN * half / (count // 2):
-                break
+        for turn in range(_ROUNDS):
+            for count in counts:
+                took = rider.do(partial(_once, batcher, [call] * count))
+                if took is None:  # nor does any larger number fit
+                    seconds = {fewer: known for fewer, known in seconds.items() if fewer < count}
+                    break
+                # The first round warms up; it counts if there is time for no other.
+                seconds[count] = took if turn < 2 else min(took, seconds[count])
+                if time.monotonic() > until:
+                    return seconds
+            best = min((took / count for count, took in seconds.items()), default=0.0)
+            hopeless = _HOPELESS * best if turn > 2 else math.inf
+            counts = [count for count, took in seconds.items() if took / count <= hopeless]
     return seconds
 
 
