@@ -24,8 +24,6 @@ def profiles(seconds: dict[int, float] = GAINS, file: Path | None = None) -> Bat
         ({1: 1.0, 2: 1.79, 4: 3.59}, 4),
         ({1: 1.0, 2: 1.81, 4: 4.0}, 1),
         ({1: 1.0, 2: 2.0, 4: 3.0}, 4),  # the largest that pays, though two do not
-        ({1: 1.0, 2: 1.2, 4: 2.0, 8: 7.0}, 4),  # eight pay too, but far less
-        ({1: 1.0, 2: 1.2, 4: 2.0, 8: 4.3}, 8),
         ({1: 1.0}, 1),
         ({}, 1),
         ({2: 1.0}, 1),

@@ -83,8 +83,29 @@ def test_hopeless_numbers_are_not_measured_on_and_on(
 ) -> None:
     machine = Machine({1: 0.04, 2: 0.06, 4: 0.12, 8: 0.5})
     found = measured(machine, turnstile, monkeypatch)
-    assert machine.done == {1: 7, 2: 7, 4: 7, 8: 4}
+    assert machine.done == {1: 6, 2: 6, 4: 6, 8: 4}
     assert profile_of("m", "cpu", (256, 256), found).cap == 4
+
+
+def test_the_first_number_is_not_hopeless_because_the_others_gain_so_much(
+    turnstile: Turnstile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine({1: 0.1, 2: 0.1, 4: 0.1, 8: 0.1})
+    measured(machine, turnstile, monkeypatch)
+    assert set(machine.done.values()) == {6}
+
+
+def test_while_there_is_doubt_it_goes_on(
+    turnstile: Turnstile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something takes its time from large forwards alone, as it well may: they are longer."""
+    machine = Machine(GAINS)
+    machine.slow = lambda done: 1.4 if done % 4 == 3 and done < 32 else 1.0
+    assert measured(machine, turnstile, monkeypatch) == pytest.approx(GAINS)
+    assert machine.done[8] == 9
+    never = Machine({1: 0.01, 2: 0.02, 4: 0.04, 8: 0.08})
+    measured(never, turnstile, monkeypatch)
+    assert never.done[8] == 12
 
 
 def test_a_slow_device_is_not_held_up_for_long(

@@ -20,9 +20,6 @@ _log = logging.getLogger(__name__)
 _WORTH_IT = 0.9
 """A picture in a batch must cost at most this share of one alone; else latency is lost for nothing."""
 
-_NO_WORSE = 1.1
-"""And at most this much more than in the best batch."""
-
 
 class BatchProfile(msgspec.Struct, frozen=True):
     """`seconds` of one forward, by how many pictures of width x height shared it; none where they
@@ -40,10 +37,12 @@ class BatchProfile(msgspec.Struct, frozen=True):
 
     @property
     def cap(self) -> int:
-        """The largest number of pictures whose sharing pays, if no smaller one is clearly better."""
-        costs = {count: took / count for count, took in self.seconds.items()}
-        most = min(_WORTH_IT * costs.get(1, 0.0), _NO_WORSE * min(costs.values(), default=0.0))
-        return max((count for count, cost in costs.items() if cost <= most), default=1)
+        """The largest number of pictures whose sharing pays."""
+        alone = self.seconds.get(1, 0.0)
+        paying = (
+            count for count, took in self.seconds.items() if took / count <= _WORTH_IT * alone
+        )
+        return max(paying, default=1)
 
     def at(self, count: float) -> float:
         """Seconds for `count` pictures, between what was measured and in proportion beyond it."""
